@@ -1,0 +1,26 @@
+"""Join, leave, abort, reduce, broadcast and gather among the ranks of one generation, behind one interface."""
+
+from mltrain.collectives.interface import Collectives, Handle, Membership
+from mltrain.collectives.local import LocalCollectives
+from mltrain.collectives.rendezvous import RendezvousServer
+
+__all__ = ["Collectives", "Handle", "LocalCollectives", "Membership", "RendezvousServer", "create"]
+
+
+def create(name: str, *, device: str = "cpu") -> Collectives:
+    """Returns collectives by name; the library behind them is imported only here.
+
+    Args:
+        name: ``"local"`` (one rank, no library) or ``"horovod"``.
+        device: where the tensors live: ``"cpu"`` (Gloo) or ``"cuda"`` (NCCL).
+
+    Raises:
+        ValueError: there are none of that name.
+    """
+    if name == "local":
+        return LocalCollectives()
+    if name == "horovod":
+        from mltrain.collectives.horovod import HorovodCollectives
+
+        return HorovodCollectives(device=device)
+    raise ValueError(f"collectives are called local or horovod, not {name!r}")

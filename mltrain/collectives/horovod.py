@@ -1,0 +1,241 @@
+"""Collectives by Horovod (patched, see cluster/horovod): Gloo on CPUs, NCCL on GPUs, initialised anew per generation."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mltrain.collectives.interface import Handle, Membership
+from mltrain.collectives.local import LocalCollectives
+from mltrain.errors import CollectiveAborted, MissingDependencyError
+
+# An operation whose peers say nothing for this long has failed, whatever the controller thinks.
+OPERATION_DEADLINE_S = 300.0
+# A clean shutdown agrees with the peers; one that takes longer than this is aborted.
+_SHUTDOWN_S = 2.0
+# Broadcasts are packed into messages of this size.
+_BROADCAST_BYTES = 64 << 20
+
+
+class HorovodCollectives:
+    """Horovod re-initialised in this process for every generation.
+
+    Waits poll with an abort flag and a deadline, because ``hvd.synchronize`` waits for ever. A generation of one rank
+    does without Horovod. One thread uses the collectives; `abort` may come from any other.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        MissingDependencyError: Horovod is not installed, or it is not the patched build.
+    """
+
+    def __init__(self, *, device: str = "cpu") -> None:
+        self._hvd = _import_horovod()
+        self._device = device
+        self._membership = Membership()
+        self._aborted = threading.Event()
+        self._alone: LocalCollectives | None = None
+        self._initialised = False
+
+    @property
+    def rank(self) -> int:
+        return self._membership.rank
+
+    @property
+    def size(self) -> int:
+        return self._membership.size
+
+    def join(self, membership: Membership, deadline_s: float) -> None:
+        self._membership = membership
+        self._check()
+        if membership.size == 1:
+            self._alone = LocalCollectives()
+            return
+        self._alone = None
+        self._initialised = True
+        os.environ.update(_environment(membership, self._device, deadline_s))
+        failure = self._guarded(self._hvd.init, deadline_s + 1.0)
+        if failure is not None or self._aborted.is_set():
+            raise CollectiveAborted(
+                f"rank {membership.rank} could not join generation {membership.generation}: {failure}"
+            )
+
+    def leave(self) -> None:
+        if self._initialised:
+            # After a failure an agreed shutdown would wait for ranks that wait for us.
+            failure = self._guarded(self._hvd.shutdown, _SHUTDOWN_S)
+            if failure is not None:
+                raise CollectiveAborted(f"could not leave generation {self._membership.generation}: {failure}")
+        self._initialised = False
+        self._alone = None
+        self._aborted.clear()
+
+    def abort(self) -> None:
+        self._aborted.set()
+        if self._initialised:
+            self._hvd.abort()
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Handle:
+        self._check()
+        if self._alone is not None:
+            return self._alone.allreduce_sum(tensor, name)
+        return self._start(lambda: self._hvd.allreduce_async_(tensor, name=name, op=self._hvd.Sum))
+
+    def broadcast(self, tensors: Sequence[Tensor], root: int) -> None:
+        self._check()
+        if self._alone is not None or not tensors:
+            return
+        for start, pack in enumerate(_packs(tensors)):
+            flat = torch.cat([_bytes_of(tensor) for tensor in pack])
+            self._start(
+                lambda flat=flat, start=start: self._hvd.broadcast_async_(flat, root, name=f"broadcast.{start}")
+            ).wait()
+            if self.rank != root:
+                for tensor, part in zip(pack, flat.split([_bytes_of(tensor).numel() for tensor in pack]), strict=True):
+                    value = part.clone().view(tensor.dtype) if tensor.dtype != torch.bool else part.bool()
+                    tensor.copy_(value.reshape(tensor.shape))
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        self._check()
+        if self._alone is not None:
+            return [tensor]
+        rows = torch.tensor([tensor.shape[0]], dtype=torch.int64)
+        counts: list[int] = self._allgather(rows, "gather.rows").tolist()
+        if sum(counts) == 0:
+            return [tensor.new_empty((0, *tensor.shape[1:])) for _ in counts]
+        return list(self._allgather(tensor.contiguous(), "gather.values").split(counts))
+
+    def _allgather(self, tensor: Tensor, name: str) -> Tensor:
+        handle = self._start(lambda: self._hvd.allgather_async(tensor, name=name))
+        handle.wait()
+        result = handle.result
+        assert isinstance(result, Tensor)
+        return result
+
+    def _start(self, operation: Callable[[], int]) -> "_HorovodHandle":
+        try:
+            return _HorovodHandle(self._hvd, operation(), self._aborted)
+        except (RuntimeError, ValueError) as error:
+            # Horovod refuses operations once its background loop has ended, which a lost peer makes it do.
+            if not self._aborted.is_set() and isinstance(error, ValueError):
+                raise
+            raise CollectiveAborted(str(error)) from error
+
+    def _check(self) -> None:
+        if self._aborted.is_set():
+            raise CollectiveAborted(f"generation {self._membership.generation} was aborted")
+
+    def _guarded(self, call: Callable[[], None], deadline_s: float) -> BaseException | None:
+        """Runs a blocking call in a thread; once aborted or overdue, aborts Horovod until it has ended."""
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                call()
+            except Exception as error:  # handed to the caller, in the calling thread
+                failures.append(error)
+
+        thread = threading.Thread(target=run, name="horovod", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + deadline_s
+        # Polled finely at first: forming a small generation takes milliseconds.
+        pause_s = 0.001
+        while thread.is_alive():
+            thread.join(pause_s)
+            pause_s = min(0.01, pause_s * 1.5)
+            late = time.monotonic() - deadline
+            if self._aborted.is_set() or late > 0:
+                self._hvd.abort()
+            if late > OPERATION_DEADLINE_S:
+                return TimeoutError(
+                    f"horovod did not end within {deadline_s + OPERATION_DEADLINE_S:.0f} s of being aborted"
+                )
+        return failures[0] if failures else None
+
+
+class _HorovodHandle:
+    def __init__(self, hvd: Any, handle: int, aborted: threading.Event) -> None:
+        self._hvd = hvd
+        self._handle = handle
+        self._aborted = aborted
+        self.result: object = None
+
+    def wait(self) -> None:
+        began = time.monotonic()
+        pause_s = 0.00002
+        while not self._hvd.poll(self._handle):
+            if self._aborted.is_set():
+                raise CollectiveAborted("aborted while a collective was under way")
+            if time.monotonic() - began > OPERATION_DEADLINE_S:
+                raise CollectiveAborted(f"a collective took longer than {OPERATION_DEADLINE_S:.0f} s")
+            time.sleep(pause_s)
+            pause_s = min(0.001, pause_s * 1.1)
+        try:
+            self.result = self._hvd.synchronize(self._handle)
+        except Exception as error:
+            # HorovodInternalError cannot be named here without importing Horovod; whatever synchronize raises ends the generation.
+            raise CollectiveAborted(f"a peer was lost: {error}") from error
+
+
+def _import_horovod() -> Any:
+    try:
+        import horovod.torch as hvd
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Horovod is not installed ({error}). Training on workers needs mltrain's patched build: run `make setup` in "
+            "mltrain's repository, or set train.workers=0 to train in this process."
+        ) from error
+    if not hasattr(hvd, "abort"):
+        raise MissingDependencyError(
+            "The Horovod that is installed lacks mltrain's patches (hvd.abort is missing): run `make setup`, then `mltrain doctor`."
+        )
+    return hvd
+
+
+def _environment(membership: Membership, device: str, deadline_s: float) -> dict[str, str]:
+    """Horovod reads these again at every ``init`` (but not with HOROVOD_ELASTIC=1)."""
+    host, port = membership.rendezvous.rsplit(":", 1)
+    environment = {
+        "HOROVOD_RANK": str(membership.rank),
+        "HOROVOD_SIZE": str(membership.size),
+        "HOROVOD_LOCAL_RANK": str(membership.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(membership.local_size),
+        "HOROVOD_CROSS_RANK": str(membership.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(membership.cross_size),
+        "HOROVOD_HOSTNAME": membership.host,
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": host,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": port,
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(1, round(deadline_s))),
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal"),
+    }
+    if membership.interface is not None:
+        environment["HOROVOD_GLOO_IFACE"] = membership.interface
+    if device != "cpu":
+        environment["HOROVOD_GPU_OPERATIONS"] = "NCCL"
+    return environment
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8)
+
+
+def _packs(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Groups tensors of one device, in order, into packs of about `_BROADCAST_BYTES`."""
+    packs: list[list[Tensor]] = []
+    room, device = 0, None
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if not packs or size > room or tensor.device != device:
+            packs.append([])
+            room, device = _BROADCAST_BYTES, tensor.device
+        packs[-1].append(tensor)
+        room -= size
+    return packs

@@ -1,0 +1,51 @@
+"""Collectives of a single rank: what `workers: 0` trains with, in this process and without any library."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mltrain.collectives.interface import Handle, Membership
+from mltrain.errors import CollectiveAborted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Done:
+    def wait(self) -> None:
+        return None
+
+
+class LocalCollectives:
+    """The identity on every operation."""
+
+    rank = 0
+    size = 1
+
+    def __init__(self) -> None:
+        self._aborted = False
+
+    def join(self, membership: Membership, deadline_s: float) -> None:
+        if membership.size != 1:
+            raise ValueError(f"local collectives have one rank, not {membership.size}")
+        self._check()
+
+    def leave(self) -> None:
+        self._aborted = False
+
+    def abort(self) -> None:
+        self._aborted = True
+
+    def allreduce_sum(self, tensor: "Tensor", name: str) -> Handle:
+        self._check()
+        return _Done()
+
+    def broadcast(self, tensors: Sequence["Tensor"], root: int) -> None:
+        self._check()
+
+    def gather(self, tensor: "Tensor") -> "list[Tensor]":
+        self._check()
+        return [tensor]
+
+    def _check(self) -> None:
+        if self._aborted:
+            raise CollectiveAborted("aborted")
