@@ -1,0 +1,156 @@
+"""Vocabularies: which id a value has. Id 0 is reserved for values that are missing or were not seen."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from mltrain.errors import DamagedError, TableError
+from mltrain.transforms.numbers import integers
+
+INLINE_LIMIT = 4096
+"""A vocabulary with more entries is stored as a content-addressed blob."""
+
+Ids = NDArray[np.int32]
+
+
+def is_vocabulary_type(kind: pa.DataType) -> bool:
+    """Whether :func:`terms` accepts the type."""
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_date(kind)
+        or pa.types.is_timestamp(kind)
+    )
+
+
+def terms(name: str, column: pa.Array) -> pa.Array:
+    """A column as the terms a vocabulary holds: strings stay strings, everything else becomes int64. Nulls stay null.
+
+    Raises:
+        TableError: the type is neither.
+    """
+    kind = column.type
+    if not is_vocabulary_type(kind):
+        raise TableError(
+            f"column {name!r} has type {kind}: a vocabulary holds strings, integers, bools, dates or timestamps"
+        )
+    if pa.types.is_string(kind):
+        return column
+    if pa.types.is_large_string(kind):
+        return column.cast(pa.string())
+    return pa.array(integers(name, column), mask=np.asarray(column.is_null()))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Terms in the order of their ids, without nulls: ``terms[i]`` has id ``i + 1``."""
+
+    terms: pa.Array
+
+    @property
+    def cardinality(self) -> int:
+        """Number of ids, 0 included."""
+        return len(self.terms) + 1
+
+    def ids(self, name: str, values: pa.Array) -> Ids:
+        """Ids of a column's values, [n]; 0 for null and unseen.
+
+        Raises:
+            TableError: the values are numbers and the terms strings, or the reverse.
+        """
+        if values.type != self.terms.type:
+            raise TableError(f"column {name!r} holds {values.type} but its vocabulary holds {self.terms.type}")
+        if not len(self.terms) or not len(values):
+            return np.zeros(len(values), dtype=np.int32)
+        if pa.types.is_string(values.type):
+            encoded = values.dictionary_encode()
+            found = pc.index_in(encoded.dictionary, self.terms)
+            table = found.fill_null(-1).to_numpy(zero_copy_only=False) + 1
+            if not len(table):
+                return np.zeros(len(values), dtype=np.int32)
+            codes = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+            ids: Ids = table[codes].astype(np.int32, copy=False)
+        else:
+            ordered, order = self._sorted
+            dense = values.fill_null(0).to_numpy(zero_copy_only=False)
+            place = np.minimum(np.searchsorted(ordered, dense), len(ordered) - 1)
+            ids = np.where(ordered[place] == dense, order[place] + 1, 0).astype(np.int32)
+        if values.null_count:
+            ids[np.asarray(values.is_null())] = 0
+        return ids
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        values = self.terms.to_numpy(zero_copy_only=False)
+        order = np.argsort(values, kind="stable")
+        return values[order], order
+
+    def to_json(self, blobs: dict[str, bytes]) -> dict[str, Any]:
+        """JSON form. A large vocabulary goes into ``blobs`` (content hash -> bytes) and the JSON names it."""
+        kind = "string" if pa.types.is_string(self.terms.type) else "int64"
+        if len(self.terms) <= INLINE_LIMIT:
+            return {"type": kind, "terms": self.terms.to_pylist()}
+        data = _blob(self.terms)
+        name = blob_name(data)
+        blobs[name] = data
+        return {"type": kind, "size": len(self.terms), "blob": name}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], blob: Callable[[str], bytes]) -> "Vocabulary":
+        """The inverse of :meth:`to_json`. ``blob`` reads a named blob.
+
+        Raises:
+            DamagedError: a blob is not what its name says.
+        """
+        kind = pa.string() if value["type"] == "string" else pa.int64()
+        if "blob" not in value:
+            return cls(pa.array(value["terms"], kind))
+        data = blob(value["blob"])
+        if blob_name(data) != value["blob"]:
+            raise DamagedError(f"vocabulary {value['blob']} is damaged: its content has hash {blob_name(data)}")
+        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+            return cls(reader.get_batch(0).column(0))
+
+
+def blob_name(data: bytes) -> str:
+    """Name of a blob: XXH3-128 of its bytes, in hex."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def _blob(values: pa.Array) -> bytes:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch([values], names=["terms"])
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def ranked(
+    values: pa.Array, counts: NDArray[np.int64], *, min_count: int = 1, max_size: int | None = None
+) -> Vocabulary:
+    """The vocabulary of counted terms: most frequent first, equal counts by value (bytes, or number).
+
+    Args:
+        values: distinct terms, without nulls.
+        counts: how often each occurs.
+        min_count: rarer terms are left out.
+        max_size: at most this many terms stay.
+    """
+    keep = np.flatnonzero(counts >= min_count)
+    values, counts = values.take(pa.array(keep)), counts[keep]
+    if pa.types.is_string(values.type):
+        # Arrow sorts strings by their bytes, wherever and in whatever locale it runs.
+        by_value = pc.array_sort_indices(values).to_numpy()
+    else:
+        by_value = np.argsort(values.to_numpy(), kind="stable")
+    order = by_value[np.argsort(-counts[by_value], kind="stable")]
+    return Vocabulary(values.take(pa.array(order[:max_size])))

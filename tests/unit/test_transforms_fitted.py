@@ -1,0 +1,133 @@
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mltrain.errors import DamagedError, TableError
+from mltrain.transforms import (
+    Categorical,
+    ClassLabel,
+    Field,
+    FittedTransforms,
+    Hashed,
+    IdList,
+    MultiLabel,
+    Numeric,
+    RegressionLabel,
+    Vector,
+    Vocabulary,
+    Weight,
+)
+from mltrain.transforms.vocabulary import INLINE_LIMIT
+
+FITTED = FittedTransforms(
+    features=(
+        Numeric("age", fill=37.5, center=38.6, scale=13.6),
+        Categorical("item", "items"),
+        IdList("history", "items", max_length=2),
+        Hashed("device", 1000),
+        Vector("embedding", 2),
+    ),
+    targets=(
+        ClassLabel("click", "clicked", ("no", "yes"), True),
+        ClassLabel("kind", "kind", (1, 2, 3), False),
+        MultiLabel("tags", "tags", ("a", "b")),
+        RegressionLabel("price", "price"),
+        Weight("w"),
+    ),
+    vocabularies={"items": Vocabulary(pa.array(["x", "y"]))},
+)
+BATCH = pa.record_batch(
+    {
+        "unused": pa.array([1]),
+        "age": pa.array([38.6]),
+        "item": pa.array(["y"]),
+        "history": pa.array([["x", "y", "z"]]),
+        "device": pa.array(["phone"]),
+        "embedding": pa.array([[0.5, 1.0]]),
+        "clicked": pa.array(["yes"]),
+        "kind": pa.array([3]),
+        "tags": pa.array([["b"]]),
+        "price": pa.array([9.5]),
+        "w": pa.array([2.0]),
+    }
+)
+
+
+def no_blobs(name: str) -> bytes:
+    raise AssertionError(name)
+
+
+def test_features_then_targets_come_out_under_their_names_in_order() -> None:
+    out = FITTED.apply(BATCH)
+    assert out.schema.names == [field.name for field in FITTED.schema]
+    assert out.drop_columns(["device"]).to_pylist() == [
+        {
+            "age": 0.0,
+            "item": 2,
+            "history": [2, 0],
+            "embedding": [0.5, 1.0],
+            "click": 1.0,
+            "kind": 2,
+            "tags": [0.0, 1.0],
+            "price": 9.5,
+            "w": 2.0,
+        }
+    ]
+
+
+def test_the_schema_says_what_a_model_must_know() -> None:
+    fields = {field.name: field for field in FITTED.schema}
+    assert fields["item"] == Field("item", "feature", "categorical", "int32", cardinality=3, vocabulary="items")
+    assert fields["device"].cardinality == 1001
+    assert fields["embedding"].width == 2
+    assert fields["click"] == Field(
+        "click", "label", "label", "float32", cardinality=2, classes=("no", "yes"), type="binary"
+    )
+    assert fields["kind"].dtype == "int32"
+    assert fields["tags"].width == 2
+    assert fields["w"].role == "weight"
+
+
+def test_serving_needs_no_targets() -> None:
+    batch = BATCH.drop_columns(["clicked", "kind", "tags", "price", "w"])
+    assert FITTED.apply(batch, targets=False).schema.names == ["age", "item", "history", "device", "embedding"]
+    with pytest.raises(TableError, match="the batch lacks 'clicked', 'kind', 'tags', 'price', 'w'; it has unused, age"):
+        FITTED.apply(batch)
+
+
+def test_json_round_trip_makes_the_same_transforms() -> None:
+    value, blobs = FITTED.to_json()
+    assert blobs == {}
+    again = FittedTransforms.from_json(json.loads(json.dumps(value)), no_blobs)
+    assert again == FITTED
+    assert again.apply(BATCH).equals(FITTED.apply(BATCH))
+
+
+@pytest.mark.parametrize(
+    "terms", [pa.array([f"t{i}" for i in range(INLINE_LIMIT + 1)]), pa.array(range(INLINE_LIMIT + 1))]
+)
+def test_a_large_vocabulary_is_a_blob_named_by_its_content(terms: Any) -> None:
+    fitted = FittedTransforms((Categorical("item", "items"),), vocabularies={"items": Vocabulary(terms)})
+    value, blobs = fitted.to_json()
+    assert len(json.dumps(value)) < 400
+    assert FittedTransforms.from_json(value, blobs.__getitem__) == fitted
+    assert fitted.to_json()[1] == blobs
+    ((name, data),) = blobs.items()
+    damaged = data[:2000] + bytes([data[2000] ^ 1]) + data[2001:]
+    with pytest.raises(DamagedError, match=f"vocabulary {name} is damaged"):
+        FittedTransforms.from_json(value, lambda _: damaged)
+
+
+def test_a_newer_format_is_refused() -> None:
+    value, _ = FITTED.to_json()
+    with pytest.raises(TableError, match="format 2 and this mltrain reads format 1: update mltrain"):
+        FittedTransforms.from_json({**value, "format_version": 2}, no_blobs)
+
+
+def test_transforms_load_no_engine() -> None:
+    code = "import sys, mltrain.transforms; print({'torch', 'pyspark', 'ray', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
