@@ -1,0 +1,83 @@
+"""The virtual environments of a checkout, made by a pinned uv from the lock file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.setup import cache
+
+if TYPE_CHECKING:
+    from cluster.setup.horovod import Wheel
+    from cluster.setup.prerequisites import Python
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = ROOT / "requirements.lock"
+_UV = Path(__file__).with_name("uv.txt")
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    """Runs a step from the root of the checkout, its output on stderr.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    fixed = {"UV_PYTHON_DOWNLOADS": "never", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    words = [str(word) for word in command]
+    subprocess.run(words, check=True, stdout=sys.stderr, cwd=ROOT, env={**os.environ, **fixed, **environment})
+
+
+def locked_version(package: str) -> str:
+    """The version of a package in the lock file."""
+    for line in LOCK.read_text().splitlines():
+        name, _, rest = line.partition("==")
+        if name == package:
+            return rest.split()[0]
+    raise LookupError(f"{LOCK.name} does not hold {package}: run `make lock`")
+
+
+def uv(python: Python) -> Path:
+    """The pinned uv, from the cache."""
+
+    def install(directory: Path) -> None:
+        bootstrap = directory / "bootstrap"
+        run(python.executable, "-m", "venv", bootstrap)
+        run(bootstrap / "bin" / "python", "-m", "pip", "install", "-q", "--require-hashes", "-r", _UV)
+        (bootstrap / "bin" / "uv").rename(directory / "uv")
+
+    return cache.build_once(f"uv-{cache.digest([_UV])}", install) / "uv"
+
+
+def lock(python: Python) -> None:
+    """Resolves setup.cfg and the packages of Horovod's NCCL build, for every supported Python, with hashes."""
+    sources = ROOT / "cluster" / "horovod"
+    flags = ["--universal", "--python-version", "3.11", "--generate-hashes", "--custom-compile-command", "make lock"]
+    run(uv(python), "pip", "compile", "-q", *flags, "setup.cfg", "--extra", "dev", "-o", LOCK)
+    run(uv(python), "pip", "compile", "-q", *flags, sources / "nccl.in", "-c", LOCK, "-o", sources / "nccl.txt")
+
+
+def make(path: Path, python: Python, horovod: Wheel | None) -> None:
+    """Makes an environment hold what the lock file lists, Horovod if asked for, and this checkout's mltrain.
+
+    Nothing is done when it holds that already.
+    """
+    inputs = [LOCK, ROOT / "setup.cfg", ROOT / "pyproject.toml"]
+    wanted = cache.digest(inputs, python.executable, str(ROOT), horovod.name if horovod else "without Horovod")
+    stamp = path / "mltrain-setup"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"setup: {path.name} from {LOCK.name}", file=sys.stderr)
+    command = uv(python)
+    stamp.unlink(missing_ok=True)
+    settings = path / "pyvenv.cfg"
+    home = f"home = {Path(python.executable).parent}"
+    if not settings.exists() or home not in settings.read_text().splitlines():
+        run(command, "venv", "-q", "--clear", "--python", python.executable, path)
+    target = ("--python", path / "bin" / "python")
+    run(command, "pip", "sync", "-q", *target, "--require-hashes", LOCK)
+    wheels = [horovod.get(path, command)] if horovod else []
+    run(command, "pip", "install", "-q", *target, "--no-deps", "--no-build-isolation", *wheels, "-e", ROOT)
+    stamp.write_text(wanted)
