@@ -1,0 +1,125 @@
+"""``mltrain doctor``: what is installed and works, on this machine, on Spark's executors or on Ray's workers."""
+
+import dataclasses
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from mltrain.cli import checks
+from mltrain.cli.checks import Check
+from mltrain.errors import MissingDependencyError
+
+_PARTITIONS_PER_CORE = 2
+_WORKER_WAIT_S = 180.0
+
+
+def doctor(on: Literal["spark", "ray"] | None = None, root: str = "./out") -> list[Check]:
+    """Looks at every part that mltrain stands on.
+
+    Args:
+        on: None looks at this machine; "spark" at the executors of the submitted or local Spark; "ray" at every node of
+            the Ray cluster that RAY_ADDRESS or a running cluster names, or of one that is started here.
+        root: where artefacts would go.
+
+    Raises:
+        MltrainError: the engine of ``on`` is not installed or does not start.
+    """
+    if on == "spark":
+        return _on_executors(root)
+    if on == "ray":
+        return _on_nodes(root)
+    spark = checks.requirements("spark")
+    rows = [checks.python(), *checks.requirements(""), *spark]
+    if spark[0].status != "missing":
+        rows += [*checks.java(), *checks.jars()]
+    rows += [*checks.torch(), checks.horovod(), *checks.requirements("ray"), *checks.requirements("notebook")]
+    return [*_distinct(rows), checks.storage(root), *checks.disk([Path(tempfile.gettempdir()), Path.cwd()])]
+
+
+def exit_code(rows: list[Check]) -> int:
+    """1 when something is broken. What is missing may be left out on purpose."""
+    return int(any(row.status == "broken" for row in rows))
+
+
+def executor(root: str) -> list[Check]:
+    """What a Spark executor needs. Java runs there already; torch, Ray and Horovod have no business there."""
+    rows = [
+        checks.python(),
+        *checks.requirements(""),
+        checks.storage(root),
+        *checks.disk([Path(tempfile.gettempdir())]),
+    ]
+    return _at(socket.gethostname(), rows)
+
+
+def worker(root: str) -> list[Check]:
+    """What a training worker needs. Spark has no business there."""
+    rows = [checks.python(), *checks.requirements(""), *checks.torch(), checks.horovod(), *checks.requirements("ray")]
+    rows += [checks.storage(root), *checks.disk([Path(tempfile.gettempdir())])]
+    return _at(socket.gethostname(), _distinct(rows))
+
+
+def _at(where: str, rows: list[Check]) -> list[Check]:
+    return [dataclasses.replace(row, where=where) for row in rows]
+
+
+def _distinct(rows: list[Check]) -> list[Check]:
+    """A distribution that several extras ask for is one row."""
+    return list(dict.fromkeys(rows))
+
+
+def _shipped() -> Callable[[str, str], list[tuple[Any, ...]]]:
+    """A function that travels by value, so that it can also tell that mltrain is not there."""
+
+    def look(name: str, root: str) -> list[tuple[Any, ...]]:
+        try:
+            from mltrain.cli import doctor as there
+        except ImportError as error:
+            install = "install mltrain's wheel there, or ship it: spark.archives, or Ray's runtime_env"
+            return [("mltrain", "missing", str(error), install, socket.gethostname())]
+        return [dataclasses.astuple(row) for row in getattr(there, name)(root)]
+
+    return look
+
+
+def _on_executors(root: str) -> list[Check]:
+    from mltrain import features
+
+    session = features.session("mltrain doctor")
+    from py4j.protocol import Py4JJavaError
+
+    context, look = session.sparkContext, _shipped()
+    partitions = context.defaultParallelism * _PARTITIONS_PER_CORE
+    try:
+        answers = context.parallelize(range(partitions), partitions).map(lambda _: look("executor", root)).collect()
+    except Py4JJavaError as error:
+        seen = next((line for line in str(error.java_exception).splitlines() if "PySparkRuntimeError" in line), "")
+        detail = seen or str(error.java_exception.getMessage()).splitlines()[0]
+        remedy = "executors need the driver's Python version and pyspark: spark.pyspark.python, spark.archives"
+        return [Check("python", "broken", detail, remedy, "executors")]
+    return _distinct([Check(*row) for rows in answers for row in rows])
+
+
+def _on_nodes(root: str) -> list[Check]:
+    try:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    except ImportError as error:
+        raise MissingDependencyError(f"Ray is not installed ({error}): pip install 'mltrain[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(_shipped())
+    rows: list[Check] = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answer = task.options(scheduling_strategy=there).remote("worker", root)
+        try:
+            rows += [Check(*row) for row in ray.get(answer, timeout=_WORKER_WAIT_S)]
+        except ray.exceptions.RayError as error:
+            detail = f"{type(error).__name__}: {error}".splitlines()[0]
+            rows.append(Check("ray node", "broken", detail, "`ray status`", node["NodeManagerHostname"]))
+    return rows
