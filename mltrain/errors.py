@@ -60,6 +60,10 @@ class StorageAccessError(StorageError, RequestError):
     exit_code = 2
 
 
+class ConflictError(StorageError):
+    """An object is not the version that a conditional write expected: somebody else wrote it."""
+
+
 class BuildError(MltrainError):
     """A dataset build did not produce what its source holds."""
 

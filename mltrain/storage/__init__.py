@@ -1,0 +1,18 @@
+"""Object storage and local directories behind one interface."""
+
+from mltrain.errors import ConflictError
+from mltrain.storage.environment import delta_options, spark_options
+from mltrain.storage.opening import open_store
+from mltrain.storage.store import ObjectMeta, Store
+from mltrain.storage.uri import normalise, spark_uri
+
+__all__ = [
+    "ConflictError",
+    "ObjectMeta",
+    "Store",
+    "delta_options",
+    "normalise",
+    "open_store",
+    "spark_options",
+    "spark_uri",
+]
