@@ -5,6 +5,7 @@ The S3 server comes first: Spark's and Ray's processes inherit its address and c
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,17 @@ _SPARK_DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
 }
 _LOGICAL_CPUS = 8
+_UNIT = Path(__file__).parent / "unit"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, one worker runs all tests of one engine; elsewhere the tests of a module stay together."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        engine = next((name for name in ("ray_cluster", "spark") if name in fixtures), None)
+        if engine or not item.path.is_relative_to(_UNIT):
+            item.add_marker(pytest.mark.xdist_group(engine or item.path.stem))
 
 
 @pytest.fixture(scope="session")

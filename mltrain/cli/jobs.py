@@ -1,4 +1,4 @@
-"""Where the job scripts are, and the jars they need: for the command lines of ``spark-submit`` and ``ray job submit``."""
+"""Where the job scripts are, and the jars they need, for ``spark-submit`` and ``ray job submit``."""
 
 from importlib import metadata
 from pathlib import Path
