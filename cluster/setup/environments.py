@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def uv(python: Python) -> Path:
         run(python.executable, "-m", "venv", bootstrap)
         run(bootstrap / "bin" / "python", "-m", "pip", "install", "-q", "--require-hashes", "-r", _UV)
         (bootstrap / "bin" / "uv").rename(directory / "uv")
+        shutil.rmtree(bootstrap)
 
     return cache.build_once(f"uv-{cache.digest([_UV])}", install) / "uv"
 

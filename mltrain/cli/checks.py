@@ -188,15 +188,15 @@ def storage(root: str) -> Check:
     return Check("storage root", "ok", f"{root} can be written")
 
 
-def disk(paths: Iterable[Path]) -> list[Check]:
+def disk(paths: Iterable[Path], needed_bytes: int = FREE_BYTES) -> list[Check]:
     """Room for caches and temporary files."""
     rows = []
     for path in paths:
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         free = shutil.disk_usage(existing).free
         detail = f"{free / (1 << 30):.0f} GiB free at {path}"
-        if free < FREE_BYTES:
-            rows.append(Check("disk", "broken", detail, f"free {FREE_BYTES >> 30} GiB, or set cache.path"))
+        if free < needed_bytes:
+            rows.append(Check("disk", "broken", detail, f"free {needed_bytes >> 30} GiB, or set cache.path"))
         else:
             rows.append(Check("disk", "ok", detail))
     return rows
