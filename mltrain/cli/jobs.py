@@ -1,29 +1,19 @@
 """Where the job scripts are, and the jars they need, for ``spark-submit`` and ``ray job submit``."""
 
-from importlib import metadata
 from pathlib import Path
 
-from mltrain.errors import MissingDependencyError
+from mltrain.cli import shipped
 
 NAMES = ("build_dataset", "train", "sweep")
 
 
 def path(name: str) -> Path:
-    """The script of a job: in a checkout ``jobs/<name>.py``, of an installed wheel ``share/mltrain/jobs/<name>.py``.
+    """The script of the job ``name``, one of `NAMES`.
 
     Raises:
         MissingDependencyError: the installation lacks it.
     """
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "setup.cfg").exists():
-        return checkout / "jobs" / f"{name}.py"
-    for file in metadata.files("mltrain") or ():
-        if file.match(f"share/mltrain/jobs/{name}.py"):
-            return Path(str(file.locate())).resolve()
-    raise MissingDependencyError(
-        f"the job {name!r} is not among the files of the installed mltrain: install its wheel again with "
-        "`pip install --force-reinstall mltrain`"
-    )
+    return shipped.path(f"jobs/{name}.py")
 
 
 def packages() -> str:
