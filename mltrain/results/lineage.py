@@ -1,0 +1,103 @@
+"""From a run back to the table: result, checkpoint, dataset, build, Delta version, each link checked by its digest."""
+
+import hashlib
+import json
+from typing import Any
+
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from mltrain.errors import DamagedError, NotFoundError
+from mltrain.results.table import get
+from mltrain.storage import Store, delta_options, open_store
+
+_SEAL = b'{"checksum":"'
+
+
+def lineage(root: str, run_id: str) -> dict[str, Any]:
+    """Walks from a run's row to the version of the Delta table that its dataset was built from.
+
+    Every step reads what is stored, checks it against the digest by which the step before named it, and goes on with
+    what it says itself. Contents of shards and tensors are not read: ``mltrain dataset verify`` and loading the
+    checkpoint do that.
+
+    Returns:
+        ``run`` (id, config and code digests), ``checkpoint`` (URI, digest, step), ``dataset`` (digest, URI), ``build``
+        (its provenance record) and ``table`` (URI, id, version), and under ``verified`` the names of the checked links.
+
+    Raises:
+        NotFoundError: there is no such run, it has no checkpoint, or a link of the chain is gone.
+        DamagedError: a link is not what the one before it names.
+    """
+    row = get(root, run_id)
+    store = open_store(root)
+    if row["checkpoint"] is None:
+        raise NotFoundError(f"run {run_id} ({row['status']}) has no checkpoint, so there is no model to trace back")
+    checkpoint = _checkpoint(row)
+    dataset = _dataset(store, row, checkpoint)
+    build = _build(store, row)
+    return {
+        "run": {name: row[name] for name in ("run_id", "status", "config_digest", "code_digest")},
+        "checkpoint": {"uri": row["checkpoint"], "digest": row["checkpoint_digest"], "step": checkpoint.get("step")},
+        "dataset": dataset,
+        "build": build,
+        "table": _table(row, build),
+        "verified": ["checkpoint", "dataset", "build", "table"],
+    }
+
+
+def _checkpoint(row: dict[str, Any]) -> dict[str, Any]:
+    content, where = _read(open_store(row["checkpoint"]), "manifest.json")
+    _same(where, "SHA-256", hashlib.sha256(content).hexdigest(), row["checkpoint_digest"], "the run")
+    return _json(content, where)
+
+
+def _dataset(store: Store, row: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, Any]:
+    digest = row["dataset_digest"]
+    _same(row["checkpoint"], "dataset", checkpoint.get("dataset_digest", digest), digest, "the run")
+    content, where = _read(store, f"shards/{digest}/manifest.json")
+    if content.startswith(_SEAL):
+        seal, body = content[len(_SEAL) :].split(b'",\n', 1)
+        _same(where, "SHA-256", hashlib.sha256(body).hexdigest(), seal.decode(), "its first line")
+    _same(where, "digest", _json(content, where).get("digest"), digest, "the run")
+    return {"digest": digest, "uri": where, "name": row["dataset_name"]}
+
+
+def _build(store: Store, row: dict[str, Any]) -> dict[str, Any]:
+    content, where = _read(store, f"builds/{row['dataset_build']}.json")
+    build = _json(content, where)
+    _same(where, "dataset", build.get("digest"), row["dataset_digest"], "the run")
+    return build
+
+
+def _table(row: dict[str, Any], build: dict[str, Any]) -> dict[str, Any]:
+    uri, version, identity = row["table_uri"], row["table_version"], row["table_id"]
+    try:
+        table = DeltaTable(uri, version=version, storage_options=delta_options(uri))
+    except TableNotFoundError as error:
+        raise NotFoundError(f"the Delta table {uri} of build {build['id']} is gone: {error}") from error
+    except (DeltaError, OSError) as error:
+        raise NotFoundError(f"version {version} of {uri} cannot be read any more: {error}") from error
+    found = str(table.metadata().id)
+    if identity is not None:
+        _same(uri, "table id", found, identity, "the build")
+    return {"uri": uri, "id": found, "version": version}
+
+
+def _read(store: Store, path: str) -> tuple[bytes, str]:
+    return store.get(path), store.join(path)
+
+
+def _json(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise DamagedError(f"{where} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise DamagedError(f"{where} holds {type(parsed).__name__}, not an object")
+    return parsed
+
+
+def _same(where: str, what: str, found: object, wanted: object, source: str) -> None:
+    if found != wanted:
+        raise DamagedError(f"{where}: {what} is {found}, {source} says {wanted}")

@@ -1,0 +1,37 @@
+"""Many processes write one runs table on S3."""
+
+import multiprocessing
+from pathlib import Path
+
+from mltrain import results
+from mltrain.storage import open_store
+from tests.unit.test_results_table import row
+
+_WRITERS = 8
+_ROWS = 5
+
+
+def _write(root: str, writer: int) -> None:
+    for number in range(_ROWS):
+        results.append(root, row(f"run-{writer}-{number}", metrics={"validation/auc": number / 10}))
+
+
+def test_eight_processes_append_to_one_table_on_s3_and_nothing_is_lost(bucket: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(bucket, writer)) for writer in range(_WRITERS)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join(120)
+    assert [process.exitcode for process in writers] == [0] * _WRITERS
+    found = results.runs(bucket)["run_id"].to_pylist()
+    assert sorted(found) == sorted(f"run-{writer}-{number}" for writer in range(_WRITERS) for number in range(_ROWS))
+
+
+def test_a_log_on_s3_is_kept_and_opened_again(bucket: str, tmp_path: Path) -> None:
+    store = open_store(bucket)
+    for attempt in (1, 2):
+        with results.RunLog(store, "r") as log:
+            log.metrics(attempt, {"train/loss": 1.0 / attempt})
+    assert results.read_metrics(store, "r")["train/loss"].to_pylist() == [1.0, 0.5]
+    assert [event["attempt"] for event in results.read_events(store, "r")] == [1, 2]
