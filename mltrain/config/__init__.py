@@ -1,0 +1,73 @@
+"""Dataset files and experiment files as frozen models."""
+
+from mltrain.config.dataset import (
+    CategoricalDefaults,
+    DatasetFile,
+    DatasetSpec,
+    FeatureDefaults,
+    FeatureSpec,
+    HashedDefaults,
+    IdListDefaults,
+    LabelSpec,
+    NumericDefaults,
+    SplitSpec,
+)
+from mltrain.config.experiment import (
+    CheckpointConfig,
+    CheckpointEvery,
+    ClusterConfig,
+    EarlyStopping,
+    Evaluate,
+    EvaluateEvery,
+    Experiment,
+    Heartbeat,
+    LrSchedule,
+    ModelConfig,
+    Objective,
+    OptimizerConfig,
+    TrainConfig,
+    Workers,
+)
+from mltrain.config.features import ResolvedFeature, resolve_features
+from mltrain.config.loading import digest, load, load_dataset, load_experiment, parse, to_yaml
+from mltrain.config.search import Scheduler, TuneConfig
+from mltrain.config.surroundings import CacheConfig, StorageConfig
+
+__all__ = [
+    "CacheConfig",
+    "CategoricalDefaults",
+    "CheckpointConfig",
+    "CheckpointEvery",
+    "ClusterConfig",
+    "DatasetFile",
+    "DatasetSpec",
+    "EarlyStopping",
+    "Evaluate",
+    "EvaluateEvery",
+    "Experiment",
+    "FeatureDefaults",
+    "FeatureSpec",
+    "HashedDefaults",
+    "Heartbeat",
+    "IdListDefaults",
+    "LabelSpec",
+    "LrSchedule",
+    "ModelConfig",
+    "NumericDefaults",
+    "Objective",
+    "OptimizerConfig",
+    "ResolvedFeature",
+    "Scheduler",
+    "SplitSpec",
+    "StorageConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "Workers",
+    "digest",
+    "load",
+    "load_dataset",
+    "load_experiment",
+    "parse",
+    "resolve_features",
+    "to_yaml",
+]
