@@ -3,13 +3,13 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from mltrain.errors import DamagedError
+from mltrain.errors import DamagedError, RequestError
 
 Role = Literal["feature", "label", "weight", "key", "keep"]
 
@@ -129,6 +129,18 @@ class Schema:
             KeyError: there is none.
         """
         return self._by_name[name]
+
+    def subset(self, names: Iterable[str]) -> "Schema":
+        """The schema of some features, with all labels, weight, keys and kept columns.
+
+        Raises:
+            RequestError: a name is not a column.
+        """
+        wanted = set(names)
+        unknown = sorted(wanted - {column.name for column in self.columns})
+        if unknown:
+            raise RequestError(f"the dataset has no column {unknown[0]!r}; it has {[c.name for c in self.columns]}")
+        return Schema(tuple(c for c in self.columns if c.role != "feature" or c.name in wanted), self.key)
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name

@@ -108,18 +108,23 @@ class Shard:
         batch: the record batch as stored.
     """
 
-    def __init__(self, batch: pa.RecordBatch, schema: Schema) -> None:
-        self.batch = batch
-        self.rows: int = batch.num_rows
+    def __init__(self, mapped: mmap.mmap, schema: Schema) -> None:
+        buffer = pa.py_buffer(mapped)
+        self.batch = ipc.decode(buffer)
+        self.rows: int = self.batch.num_rows
         self.schema = schema
+        self._mapped = mapped
+        self._address: int = buffer.address
 
     def matrix(self, dtype: str) -> NDArray[Any]:
         """The packed columns of one dtype, ``[rows, width]``, without a copy."""
         width = self.schema.matrices[dtype].width
         if self.rows == 0:
             return np.empty((0, width), np.dtype(dtype))
-        values = self.batch.column(f"matrix/{dtype}").values.buffers()[1]
-        return np.frombuffer(values, np.dtype(dtype), self.rows * width).reshape(self.rows, width)
+        # Through the mapping, because Arrow marks its buffers read-only and torch warns about such arrays.
+        offset = self.batch.column(f"matrix/{dtype}").values.buffers()[1].address - self._address
+        flat = np.frombuffer(self._mapped, np.dtype(dtype), self.rows * width, offset)
+        return flat.reshape(self.rows, width)
 
     def ragged(self, name: str) -> tuple[NDArray[np.int32], NDArray[Any]]:
         """Offsets ``[rows + 1]`` and values of a ragged column, without a copy."""
@@ -173,13 +178,15 @@ def open_shard(path: Path, schema: Schema, *, blob: str, size_bytes: int, verify
         if actual != blob:
             raise DamagedError(f"shard {path} is damaged: its bytes hash to {actual}; the manifest says {blob}")
     try:
-        batch = ipc.decode(pa.py_buffer(mapped))
+        shard = Shard(mapped, schema)
     except pa.ArrowException as error:
         raise DamagedError(f"shard {path} is not an Arrow file of this format: {error}") from error
     expected = arrow_schema(schema)
-    if not batch.schema.equals(expected):
-        raise DamagedError(f"shard {path} holds {batch.schema.names}; the dataset's schema wants {expected.names}")
-    return Shard(batch, schema)
+    if not shard.batch.schema.equals(expected):
+        raise DamagedError(
+            f"shard {path} holds {shard.batch.schema.names}; the dataset's schema wants {expected.names}"
+        )
+    return shard
 
 
 def file_checksum(mapped: mmap.mmap) -> str:

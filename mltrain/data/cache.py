@@ -1,0 +1,251 @@
+"""One cache of shards per node, shared by all its processes; nothing to clean after a crash.
+
+A shard is downloaded beside its place, verified, synced, and renamed into place: what has its name is whole. Kernel
+locks (``flock``), which die with their process, let one fetcher at a time work on a shard; the others wait for it.
+The file that is locked reserves the shard's size, so that concurrent fetchers keep the byte budget together.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mltrain.data.shard import file_checksum
+from mltrain.errors import DamagedError, NotFoundError, RequestError, StorageError
+from mltrain.storage import Store
+
+DEFAULT_BUDGET_BYTES = 64 << 30
+_POLL_S = 0.01
+
+logger = logging.getLogger(__name__)
+
+
+def default_path() -> Path:
+    """``$XDG_CACHE_HOME/mltrain/shards``, by default below ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltrain" / "shards"
+
+
+class NodeCache:
+    """Shards of remote datasets on local disk, least recently used first out.
+
+    Args:
+        path: the directory; made when needed. All processes of a node name the same one.
+        budget_bytes: what the shards in it may take together.
+    """
+
+    def __init__(self, path: Path | None = None, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
+        self.path = path or default_path()
+        self.budget_bytes = budget_bytes
+
+    def fetch(
+        self,
+        store: Store,
+        path: str,
+        *,
+        blob: str,
+        size_bytes: int,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Path:
+        """The local file of a shard, downloaded unless it is there. What it returns was verified when it was written.
+
+        Args:
+            store: where the shard is.
+            path: its path below the store.
+            blob: its xxh3-128: its name here.
+            size_bytes: its length.
+            cancelled: asked while another process fetches the shard.
+
+        Raises:
+            DamagedError: storage twice returned something else than ``blob``, or has no such object.
+            RequestError: the shard alone is larger than the budget.
+            StorageError: the disk is full, or storage failed past its deadline.
+            InterruptedError: cancelled.
+        """
+        if size_bytes > self.budget_bytes:
+            raise RequestError(
+                f"shard {blob} has {size_bytes} bytes and the cache {self.path} a budget of {self.budget_bytes}; "
+                "set cache.budget_bytes to at least a few shards"
+            )
+        target = self._file(blob)
+        while True:
+            if self._touch(target, size_bytes):
+                return target
+            with self._claim(blob, cancelled) as claim:
+                if claim is None or self._touch(target, size_bytes):
+                    continue
+                self._reserve(claim, size_bytes)
+                self._download(store, path, blob, size_bytes)
+                return target
+
+    def discard(self, blob: str) -> None:
+        """Removes a shard that turned out to be damaged. Readers that have it mapped keep what they have."""
+        self._file(blob).unlink(missing_ok=True)
+
+    def used_bytes(self) -> int:
+        """Bytes of the shards here and of the downloads under way."""
+        return sum(size for _, size, _ in self._entries())
+
+    def _file(self, blob: str) -> Path:
+        return self.path / blob[:2] / f"{blob}.arrow"
+
+    def _touch(self, target: Path, size_bytes: int) -> bool:
+        """Whether the file is there, whole in length; marks it as just used."""
+        try:
+            if target.stat().st_size == size_bytes:
+                os.utime(target)
+                return True
+        except FileNotFoundError:
+            return False
+        target.unlink(missing_ok=True)
+        return False
+
+    @contextlib.contextmanager
+    def _claim(self, blob: str, cancelled: Callable[[], bool]) -> Iterator[int | None]:
+        """The right to fetch a blob, or None when another fetcher has ended in the meantime."""
+        lock = self._file(blob).with_suffix(".lock")
+        self._make_room_for_names(lock.parent)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            waited = not _try_lock(descriptor)
+            while waited and not _try_lock(descriptor):
+                if cancelled():
+                    raise InterruptedError(f"waiting for another fetcher of {blob}")
+                time.sleep(_POLL_S)
+            if not _same_file(descriptor, lock):
+                yield None
+                return
+            try:
+                yield descriptor
+            finally:
+                # Still locked: whoever waits sees that the name is gone, and starts again.
+                lock.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+    def _make_room_for_names(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"cache directory {folder} cannot be made: {error}; set cache.path") from error
+
+    def _reserve(self, claim: int, size_bytes: int) -> None:
+        """Counts the download against the budget, removing what was used longest ago."""
+        with self._exclusive():
+            os.ftruncate(claim, size_bytes)
+            entries = sorted(self._entries(), key=lambda entry: entry[2])
+            excess = sum(size for _, size, _ in entries) - self.budget_bytes
+            for file, size, _ in entries:
+                if excess <= 0:
+                    break
+                if file.suffix == ".arrow" or _remove_if_stale(file):
+                    file.unlink(missing_ok=True)
+                    excess -= size
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        descriptor = os.open(self.path / "eviction.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _entries(self) -> list[tuple[Path, int, float]]:
+        """(file, bytes, last use) of shards and of reservations."""
+        found = []
+        for folder in self.path.glob("??"):
+            with os.scandir(folder) as files:
+                for file in files:
+                    if file.name.endswith((".arrow", ".lock")):
+                        with contextlib.suppress(FileNotFoundError):  # renamed or removed since it was listed
+                            stat = file.stat()
+                            found.append((Path(file.path), stat.st_size, stat.st_mtime))
+        return found
+
+    def _download(self, store: Store, path: str, blob: str, size_bytes: int) -> None:
+        part = self._file(blob).with_suffix(".part")
+        try:
+            for attempt in (1, 2):
+                store.download(path, part)
+                found = _checksum(part)
+                if found == blob:
+                    break
+                logger.warning("shard %s hashes to %s: download %d of 2", store.join(path), found, attempt)
+            else:
+                raise DamagedError(
+                    f"shard {store.join(path)} is damaged: it has {part.stat().st_size} bytes that hash to {found}; "
+                    f"wanted {size_bytes} bytes that hash to {blob}. Build the dataset again to repair it"
+                )
+            _sync(part)
+            part.rename(self._file(blob))
+        except NotFoundError as error:
+            raise DamagedError(
+                f"shard {store.join(path)} is missing although the manifest names it; "
+                "build the dataset again to repair it"
+            ) from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            free = shutil.disk_usage(self.path).free
+            raise StorageError(
+                f"the disk of the cache {self.path} is full: {free} bytes free, {size_bytes} wanted for shard {blob}; "
+                f"free some, or set cache.path, or cache.budget_bytes (now {self.budget_bytes}) to what the disk holds"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _remove_if_stale(lock: Path) -> bool:
+    """Removes the reservation and the partial download of a fetcher that died; False if it lives."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _try_lock(descriptor):
+            return False
+        lock.with_suffix(".part").unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _checksum(file: Path) -> str:
+    with open(file, "rb") as opened:
+        if os.fstat(opened.fileno()).st_size == 0:
+            return "an empty file"
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return file_checksum(mapped)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

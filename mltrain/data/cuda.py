@@ -1,0 +1,47 @@
+"""Copies of batches to a GPU, overlapped with its work."""
+
+from typing import Any
+
+import torch
+
+from mltrain.data.batch import Batch
+from mltrain.data.gather import Slot
+from mltrain.errors import RequestError
+
+
+class CudaFeed:
+    """Copies page-locked slots to a device on a stream of its own.
+
+    Args:
+        device: a CUDA device.
+
+    Raises:
+        RequestError: there is no such device here.
+    """
+
+    def __init__(self, device: Any) -> None:
+        self.device = torch.device(device)
+        if self.device.type != "cuda" or not torch.cuda.is_available():
+            raise RequestError(f"device {str(device)!r} is not usable here; use device='cpu', or a machine with a GPU")
+        self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def wait_until_free(self, slot: Slot) -> None:
+        """Waits until the slot's last copy has left it."""
+        if slot.copied is not None:
+            slot.copied.synchronize()
+
+    def copy(self, batch: Batch, slot: Slot) -> Batch:
+        """Starts the copy of a slot; the batch is on the device once :meth:`hand_over` has ordered it."""
+        with torch.cuda.stream(self._stream):
+            moved = batch.to(self.device, non_blocking=True)
+            slot.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            slot.copied.record(self._stream)
+        return moved
+
+    def hand_over(self, batch: Batch, slot: Slot) -> None:
+        """Makes what the current stream does next wait for the copy, and keeps the memory until it is done."""
+        current = torch.cuda.current_stream(self.device)
+        if slot.copied is not None:
+            current.wait_event(slot.copied)
+        for tensor in batch.tensors():
+            tensor.record_stream(current)

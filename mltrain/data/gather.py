@@ -1,0 +1,181 @@
+"""Collecting the rows of a step from mapped shards into buffers that are used again and again."""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mltrain.data.batch import Batch, Ragged
+from mltrain.data.order import Segment
+from mltrain.data.schema import Column, Schema
+from mltrain.data.shard import Shard
+from mltrain.data.source import ShardSource
+
+_MAPPED_SHARDS = 2048
+
+
+class Slot:
+    """The buffers of one batch in the ring.
+
+    Args:
+        layout: the stored columns.
+        dtypes: the matrices that are read.
+        ragged: the ragged columns that are read.
+        rows: the largest share.
+        row_numbers: whether row numbers are asked for.
+        pinned: page-locked memory, for copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        layout: Schema,
+        dtypes: Sequence[str],
+        ragged: Sequence[Column],
+        rows: int,
+        row_numbers: bool,
+        pinned: bool,
+    ) -> None:
+        self.matrices = {
+            dtype: torch.empty((rows, layout.matrices[dtype].width), dtype=getattr(torch, dtype), pin_memory=pinned)
+            for dtype in dtypes
+        }
+        self.row_numbers = torch.empty(rows, dtype=torch.int64, pin_memory=pinned) if row_numbers else None
+        self.offsets = {c.name: torch.zeros(rows + 1, dtype=torch.int64, pin_memory=pinned) for c in ragged}
+        self.values = {c.name: torch.empty(0, dtype=getattr(torch, c.dtype), pin_memory=pinned) for c in ragged}
+        self.rows = rows
+        self.pinned = pinned
+        self.copied: torch.cuda.Event | None = None
+
+    def room(self, name: str, size: int) -> torch.Tensor:
+        """A buffer for the values of a ragged column; grows by half when it must."""
+        if len(self.values[name]) < size:
+            dtype = self.values[name].dtype
+            self.values[name] = torch.empty(size + size // 2, dtype=dtype, pin_memory=self.pinned)
+        return self.values[name]
+
+
+class Gatherer:
+    """Fills slots from shards.
+
+    Args:
+        source: opens shards.
+        first_shard: position in the index of the split's first shard.
+        first_rows: canonical row number of the first row of each shard of the split.
+        layout: the stored columns.
+        selected: the columns to expose.
+        touched: positions in the split of the shards that were read are added to it.
+    """
+
+    def __init__(
+        self,
+        source: ShardSource,
+        first_shard: int,
+        first_rows: NDArray[np.int64],
+        layout: Schema,
+        selected: Schema,
+        touched: set[int],
+    ) -> None:
+        self.source = source
+        self.layout = layout
+        self.selected = selected
+        self.dtypes = read_dtypes(selected)
+        self.ragged = selected.ragged
+        self._touched = touched
+        self._first_shard = first_shard
+        self._first_rows = first_rows
+        self._views: collections.OrderedDict[int, _Views] = collections.OrderedDict()
+
+    def fill(self, slot: Slot, segments: Sequence[Segment], *, epoch: int, step: int, global_rows: int) -> Batch:
+        """Copies the rows of segments, in order, into a slot; the batch is a view of it."""
+        rows = sum(segment.count for segment in segments)
+        position = 0
+        ends = {column.name: 0 for column in self.ragged}
+        for segment in segments:
+            views = self._open(segment.shard)
+            index = segment.rows if isinstance(segment.rows, slice) else torch.from_numpy(segment.rows)
+            stop = position + segment.count
+            for dtype in self.dtypes:
+                _take(views.matrices[dtype], index, slot.matrices[dtype][position:stop])
+            for column in self.ragged:
+                ends[column.name] = _take_ragged(views.shard, column.name, segment, slot, position, ends[column.name])
+            if slot.row_numbers is not None:
+                self._number(slot.row_numbers[position:stop].numpy(), segment)
+            position = stop
+        return Batch(
+            schema=self.selected,
+            layout=self.layout,
+            matrices={dtype: slot.matrices[dtype][:rows] for dtype in self.dtypes},
+            ragged={
+                column.name: Ragged(
+                    slot.values[column.name][: ends[column.name]], slot.offsets[column.name][: rows + 1]
+                )
+                for column in self.ragged
+            },
+            row_numbers=None if slot.row_numbers is None else slot.row_numbers[:rows],
+            rows=rows,
+            global_rows=global_rows,
+            epoch=epoch,
+            step=step,
+        )
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Starts to download shards of the split."""
+        self.source.prefetch(self._first_shard + shard for shard in shards)
+
+    def _open(self, shard: int) -> "_Views":
+        views = self._views.get(shard)
+        if views is None:
+            views = _Views(self.source.shard(self._first_shard + shard), self.dtypes)
+            self._views[shard] = views
+            self._touched.add(shard)
+            if len(self._views) > _MAPPED_SHARDS:
+                self._views.popitem(last=False)
+        else:
+            self._views.move_to_end(shard)
+        return views
+
+    def _number(self, out: NDArray[np.int64], segment: Segment) -> None:
+        rows = segment.rows
+        inside = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        np.add(inside, self._first_rows[segment.shard], out=out)
+
+
+def read_dtypes(selected: Schema) -> tuple[str, ...]:
+    """The matrices that selected columns lie in."""
+    return tuple(selected.matrices)
+
+
+class _Views:
+    """A shard's matrices as tensors over the mapped file."""
+
+    def __init__(self, shard: Shard, dtypes: Sequence[str]) -> None:
+        self.shard = shard
+        self.matrices = {dtype: torch.from_numpy(shard.matrix(dtype)) for dtype in dtypes}
+
+
+def _take(matrix: torch.Tensor, index: torch.Tensor | slice, out: torch.Tensor) -> None:
+    if isinstance(index, slice):
+        out.copy_(matrix[index])
+    else:
+        torch.index_select(matrix, 0, index, out=out)
+
+
+def _take_ragged(shard: Shard, name: str, segment: Segment, slot: Slot, position: int, end: int) -> int:
+    """Appends the lists of a segment to a slot's values and offsets; returns where the values now end."""
+    offsets, values = shard.ragged(name)
+    rows = np.arange(segment.rows.start, segment.rows.stop) if isinstance(segment.rows, slice) else segment.rows
+    starts = offsets[rows].astype(np.int64)
+    lengths = offsets[rows + 1] - starts
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    held = slot.values[name][:end]
+    room = slot.room(name, end + total)
+    if room.data_ptr() != held.data_ptr() and end:
+        room[:end] = held
+    index = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+    np.take(values, index, out=room[end : end + total].numpy(), mode="clip")
+    out = slot.offsets[name].numpy()
+    np.add(ends, end, out=out[position + 1 : position + 1 + len(ends)])
+    return end + total

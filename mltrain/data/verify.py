@@ -1,0 +1,114 @@
+"""Reading a whole dataset again and hashing all of it."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from mltrain.data import keys
+from mltrain.data.manifest import Manifest, ShardEntry, SplitEntry, compute_digest
+from mltrain.data.schema import Schema
+from mltrain.data.shard import Shard, blob_path, checksum, content_digest, open_shard
+from mltrain.errors import DamagedError, NotFoundError
+from mltrain.storage import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """What a verification saw.
+
+    Attributes:
+        digest: the dataset.
+        shards: shards read.
+        rows: rows in those that are whole.
+        size_bytes: bytes that were hashed.
+        damaged: object to what is wrong with it; empty when all is well.
+    """
+
+    digest: str
+    shards: int
+    rows: int
+    size_bytes: int
+    damaged: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is damaged."""
+        return not self.damaged
+
+
+def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | None = None) -> VerifyReport:
+    """Checks digest, shards (length, checksum, content, rows, keys), counts and multiset hashes of splits.
+
+    Args:
+        store: the dataset's root.
+        manifest: the dataset.
+        progress: told what was done so far.
+    """
+    damaged: dict[str, str] = {}
+    if compute_digest(manifest.schema, manifest.transforms, manifest.splits, manifest.index) != manifest.digest:
+        damaged[manifest.path] = "its content does not hash to its digest"
+    _check_blob(store, manifest.statistics_blob.name, damaged)
+    rows = size_bytes = 0
+    with tempfile.TemporaryDirectory(prefix="mltrain-verify-") as folder:
+        for number, entry in enumerate(manifest.entries()):
+            fault = _fault(store, manifest.schema, entry, Path(folder) / "shard.arrow")
+            size_bytes += entry.size_bytes
+            if fault is None:
+                rows += entry.rows
+            else:
+                damaged[blob_path(entry.blob)] = fault
+            if progress is not None:
+                progress(f"{number + 1} of {len(manifest.index)} shards, {len(damaged)} damaged")
+    for split in manifest.splits:
+        fault = _split_fault(manifest, split)
+        if fault is not None:
+            damaged[f"{manifest.path} ({split.name})"] = fault
+    return VerifyReport(manifest.digest, len(manifest.index), rows, size_bytes, damaged)
+
+
+def _fault(store: Store, schema: Schema, entry: ShardEntry, scratch: Path) -> str | None:
+    """What is wrong with a shard in storage."""
+    path = blob_path(entry.blob)
+    try:
+        store.download(path, scratch)
+        shard = open_shard(scratch, schema, blob=entry.blob, size_bytes=entry.size_bytes)
+    except NotFoundError:
+        return "missing"
+    except DamagedError as error:
+        return str(error).replace(str(scratch), path)
+    return _content_fault(shard, schema, entry)
+
+
+def _content_fault(shard: Shard, schema: Schema, entry: ShardEntry) -> str | None:
+    if shard.rows != entry.rows:
+        return f"has {shard.rows} rows; the manifest says {entry.rows}"
+    if content_digest(shard.batch, schema) != entry.digest:
+        return "its content does not hash to the digest that the manifest says"
+    if not schema.key:
+        return None
+    found = keys.multiset(pa.table({name: shard.carried(name) for name in schema.key}))
+    return None if found == entry.multiset else "its keys do not hash to the multiset that the manifest says"
+
+
+def _split_fault(manifest: Manifest, split: SplitEntry) -> str | None:
+    where = manifest.shards(split.name)
+    entries = [manifest.entry(number) for number in range(where.start, where.stop)]
+    rows = sum(entry.rows for entry in entries)
+    if rows != split.rows:
+        return f"its shards have {rows} rows; the split says {split.rows}"
+    if keys.add_multisets(*(entry.multiset for entry in entries)) != split.multiset:
+        return "the multiset hashes of its shards do not add up to the split's"
+    return None
+
+
+def _check_blob(store: Store, name: str, damaged: dict[str, str]) -> None:
+    try:
+        found = checksum(store.get(blob_path(name)))
+    except NotFoundError:
+        damaged[blob_path(name)] = "missing"
+        return
+    if found != name:
+        damaged[blob_path(name)] = f"hashes to {found}"
