@@ -96,7 +96,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Hashed:
-    """``1 + XXH64(value) mod buckets``; 0 = missing. Strings hash as UTF-8, all else as a little-endian int64."""
+    """``1 + XXH64(value) mod (buckets - 1)``; 0 = missing. Strings hash as UTF-8, all else as little-endian int64."""
 
     kind: ClassVar[str] = "hashed"
     column: str
@@ -104,7 +104,7 @@ class Hashed:
 
     def field(self) -> Field:
         """What it makes."""
-        return Field(self.column, "feature", self.kind, "int32", cardinality=self.buckets + 1)
+        return Field(self.column, "feature", self.kind, "int32", cardinality=self.buckets)
 
     def apply(self, column: pa.Array) -> pa.Array:
         """[rows] -> int32 [rows]."""
@@ -113,7 +113,7 @@ class Hashed:
             hashes = hash_strings(values)
         else:
             hashes = hash_integers(values.fill_null(0).to_numpy(zero_copy_only=False))
-        ids = (hashes % np.uint64(self.buckets)).astype(np.int32) + np.int32(1)
+        ids = (hashes % np.uint64(self.buckets - 1)).astype(np.int32) + np.int32(1)
         if values.null_count:
             ids[np.asarray(values.is_null())] = 0
         return pa.array(ids)
@@ -150,12 +150,11 @@ class IdList:
 
 @dataclass(frozen=True)
 class Vector:
-    """A list of exactly ``size`` numbers, as float32. A null list becomes zeros only if that was asked for."""
+    """A list of exactly ``size`` numbers, as float32, without nulls."""
 
     kind: ClassVar[str] = "vector"
     column: str
     size: int
-    zeros_for_null: bool = False
 
     def field(self) -> Field:
         """What it makes."""
@@ -163,22 +162,18 @@ class Vector:
 
     def apply(self, column: pa.Array) -> pa.Array:
         """list [rows] -> float32 [rows, size]."""
+        if column.null_count:
+            raise TableError(f"vector {self.column!r} holds a null: fill it in the table, or drop those rows")
         elements, lengths = flatten(self.column, column)
-        missing = np.asarray(column.is_null())
-        if missing.any() and not self.zeros_for_null:
-            raise TableError(
-                f"vector {self.column!r} holds a null: use `impute: zero`, or drop those rows from the table"
-            )
-        wrong = (lengths != self.size) & ~missing
+        wrong = lengths != self.size
         if wrong.any():
             found_size = int(lengths[wrong][0])
             raise TableError(f"vector {self.column!r} has size {self.size} but a row holds {found_size} numbers")
         found = numbers(self.column, elements)
         if not found.present.all():
             raise TableError(f"vector {self.column!r} holds a null or NaN among its numbers")
-        matrix = np.zeros((len(column), self.size), dtype=np.float32)
-        matrix[~missing] = to_float32(self.column, found.values, integral=found.integral).reshape(-1, self.size)
-        return fixed_size_list(matrix)
+        values = to_float32(self.column, found.values, integral=found.integral)
+        return fixed_size_list(values.reshape(len(column), self.size))
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_features_then_targets_come_out_under_their_names_in_order() -> None:
 def test_the_schema_says_what_a_model_must_know() -> None:
     fields = {field.name: field for field in FITTED.schema}
     assert fields["item"] == Field("item", "feature", "categorical", "int32", cardinality=3, vocabulary="items")
-    assert fields["device"].cardinality == 1001
+    assert fields["device"].cardinality == 1000
     assert fields["embedding"].width == 2
     assert fields["click"] == Field(
         "click", "label", "label", "float32", cardinality=2, classes=("no", "yes"), type="binary"

@@ -1,0 +1,253 @@
+"""``dataset build``: from one version of a Delta table to a published dataset."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from mltrain.config import DatasetFile, DatasetSpec
+from mltrain.data import keys
+from mltrain.data.manifest import Manifest, ShardEntry, assemble
+from mltrain.data.publish import publish
+from mltrain.data.shard import blob_path
+from mltrain.errors import BuildError
+from mltrain.features import census, provenance, splits, statistics
+from mltrain.features.census import SPLIT, Census
+from mltrain.features.fit import dataset_schema, fit
+from mltrain.features.plan import NUMBER, Plan, plan
+from mltrain.features.problems import refuse
+from mltrain.features.scatter import Encoder, Places, scatter
+from mltrain.features.session import engine_errors, session
+from mltrain.features.sql import column
+from mltrain.features.statistics import SAMPLE, TRAIN, Statistics
+from mltrain.features.table import Source, open_table
+from mltrain.storage import Store, open_store
+
+log = logging.getLogger(__name__)
+
+MEDIAN_ROWS = 1 << 16
+"""Medians are exact up to this many training rows; beyond, they are those of about as many, chosen by key hash."""
+_MEDIAN_VALUES = 1 << 24
+_MEDIAN_DOMAIN = "mltrain/median"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FIRST_SPLITS = ("train", "validation", "test")
+_MAX_SPLITS = 100
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        name: the dataset's name.
+        digest: its identity.
+        build_id: this build; its provenance is ``builds/<id>.json``.
+        uri: where the dataset is.
+        rows: rows of each split.
+        shards: number of shards.
+        seconds: wall time.
+        reused: a dataset with this digest was there already.
+    """
+
+    name: str
+    digest: str
+    build_id: str
+    uri: str
+    rows: Mapping[str, int]
+    shards: int
+    seconds: float
+    reused: bool
+
+
+def build(file: DatasetFile, *, spark: SparkSession | None = None, progress: Progress | None = None) -> BuildReport:
+    """Builds a dataset and points its name at it. Nothing is visible before the end; equal rows give equal digests.
+
+    Args:
+        file: the resolved dataset file.
+        spark: the session to use; by default the active one, the submitter's, or a local one that ends with the build.
+        progress: told what is being done.
+
+    Raises:
+        TableError: the table cannot become this dataset; every reason that was found is named.
+        StorageAccessError: the root cannot be written, or the table cannot be read.
+        BuildError: what was built is not what the table holds.
+    """
+    store = open_store(file.root, deadline_s=file.storage.deadline_s)
+    store.check_writable()
+    mine = spark is None and SparkSession.getActiveSession() is None
+    active = spark or session(f"mltrain dataset build {file.name}")
+    try:
+        with engine_errors():
+            return _Build(file, store, active, progress or log.info).run()
+    finally:
+        if mine:
+            active.stop()
+
+
+class _Build:
+    """One build, step by step."""
+
+    def __init__(self, file: DatasetFile, store: Store, spark: SparkSession, progress: Progress) -> None:
+        self.file, self.store, self.spark, self.progress = file, store, spark, progress
+        self.started, self.began = datetime.now(UTC), time.monotonic()
+        self.id = f"{file.name}-{self.started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+    def run(self) -> BuildReport:
+        spec = self.file.dataset
+        source = open_table(self.spark, spec.table, version=spec.version, timestamp=spec.timestamp)
+        subject = f"table {source.uri} (version {source.version})"
+        planned, problems = plan(spec, source.schema, source.unreadable)
+        refuse(subject, problems)
+        recipe = provenance.recipe(spec, source)
+        if (manifest := provenance.same_build(self.store, self.file.name, recipe)) is not None:
+            self.progress(f"dataset {self.file.name} is up to date")
+            return self._report(manifest, reused=True)
+        self.progress(f"reading {subject}")
+        frame, names = self._rows(source, planned)
+        counted = census.take(frame, planned.identity, planned.checks)
+        rows = _rows_per_split(names, counted)
+        refuse(subject, [*counted.problems, *_empty_splits(names, rows, counted)])
+        self.progress(f"fitting {len(planned.features)} features on {rows['train']:,} rows")
+        found = statistics.compute(_sampled(frame, planned, names, rows["train"]), planned.wanted())
+        transforms, problems = fit(planned, found)
+        refuse(subject, problems)
+        places = Places.plan(rows, spec.rows_per_shard)
+        self.progress(f"writing {counted.rows:,} rows to {places.count} shards")
+        schema = dataset_schema(transforms, planned, spec.key)
+        encoder = Encoder(self.store, places, transforms, schema, tuple(planned.identity.names), planned.keyed)
+        entries, complaints = scatter(frame, planned.identity, encoder, planned.carried)
+        refuse(subject, complaints)
+        _verify(names, counted, entries)
+        fitted, blobs = transforms.to_json()
+        manifest, manifest_blobs = assemble(schema, fitted, names, entries)
+        reused = self.store.exists(manifest.path)
+        vocabularies = {blob_path(name): pa.py_buffer(data) for name, data in blobs.items()}
+        record = {
+            **provenance.record(self.file, source, recipe, self.started, self.spark.version),
+            "rows": dict(rows),
+            "statistics": _summary(found),
+        }
+        manifest = publish(
+            self.store,
+            manifest,
+            {**vocabularies, **manifest_blobs},
+            name=self.file.name,
+            build_id=self.id,
+            provenance=record,
+        )
+        return self._report(manifest, reused=reused)
+
+    def _rows(self, source: Source, planned: Plan) -> tuple[DataFrame, tuple[str, ...]]:
+        frame = source.frame
+        if not planned.keyed:
+            frame = _numbered(frame, source.schema)
+        names, split = _split(frame, self.file.dataset, planned)
+        return frame.withColumn(SPLIT, F.expr(split)), names
+
+    def _report(self, manifest: Manifest, *, reused: bool) -> BuildReport:
+        return BuildReport(
+            name=self.file.name,
+            digest=manifest.digest,
+            build_id=self.id,
+            uri=self.store.join(f"datasets/{self.file.name}"),
+            rows={split.name: split.rows for split in manifest.splits},
+            shards=len(manifest.index),
+            seconds=time.monotonic() - self.began,
+            reused=reused,
+        )
+
+
+def _numbered(frame: DataFrame, schema: pa.Schema) -> DataFrame:
+    """Numbers equal rows from 0. They are interchangeable, so it does not matter which gets which number."""
+    hashes = [F.expr(keys.hash_sql(schema, domain="mltrain/number", seed=seed)) for seed in (0, 1)]
+    window = Window.partitionBy(*hashes).orderBy(hashes[0])
+    return frame.withColumn(NUMBER, F.row_number().over(window).cast("bigint") - F.lit(1))
+
+
+def _split(frame: DataFrame, spec: DatasetSpec, planned: Plan) -> tuple[tuple[str, ...], str]:
+    """Names of the splits in canonical order, and Spark SQL for a row's position among them."""
+    by, names = spec.split, tuple(spec.split.fractions)
+    if by.method == "random":
+        return names, splits.random(planned.identity, by.fractions, by.seed)
+    name = by.column or next(label.column for label in spec.all_labels.values())
+    if by.method == "group":
+        return names, splits.random(pa.schema([planned.schema.field(name)]), by.fractions, by.seed)
+    if by.method == "stratified":
+        return names, splits.stratified(frame, name, planned.identity, by.fractions, by.seed)
+    if by.method == "time":
+        return names, splits.by_time(frame, name, planned.schema.field(name).type, by.fractions)
+    values = frame.select(column(name)).distinct().limit(_MAX_SPLITS + 1).collect()
+    found = {row[0] for row in values if row[0] is not None}
+    wrong = sorted(value for value in found if not _NAME.fullmatch(value))
+    refuse(
+        f"split by column {name!r}",
+        [f"{wrong[0]!r} is no name of a split (letters, digits, '.', '_', '-')"] * bool(wrong)
+        + [f"it has more than {_MAX_SPLITS} values"] * (len(values) > _MAX_SPLITS)
+        + ["no row is in the split 'train'"] * (bool(found) and "train" not in found),
+    )
+    names = (*(one for one in _FIRST_SPLITS if one in found), *sorted(found - set(_FIRST_SPLITS)))
+    return names or ("train",), splits.by_column(name, names)
+
+
+def _rows_per_split(names: Sequence[str], counted: Census) -> dict[str, int]:
+    return {name: counted.splits[i].rows if i in counted.splits else 0 for i, name in enumerate(names)}
+
+
+def _empty_splits(names: Sequence[str], rows: Mapping[str, int], counted: Census) -> list[str]:
+    if not counted.rows:
+        return ["it has no rows"]
+    shown = ", ".join(f"{name} {n}" for name, n in rows.items())
+    return [
+        f"split {name!r} would be empty ({shown}): a named split has rows; change dataset.split"
+        for name in names
+        if not rows[name]
+    ]
+
+
+def _sampled(frame: DataFrame, planned: Plan, names: Sequence[str], rows: int) -> DataFrame:
+    """Marks the training rows, and those of them that medians are taken from."""
+    columns = max(1, len(planned.wanted().samples))
+    size = max(MEDIAN_ROWS >> 4, min(MEDIAN_ROWS, _MEDIAN_VALUES // columns))
+    chosen = "true"
+    if rows > size:
+        chosen = f"{splits.hash63(planned.identity, 0, _MEDIAN_DOMAIN)} < {size * 2**splits.HASH_BITS // rows}"
+    train = f"{SPLIT} <=> {names.index('train')}"
+    return frame.withColumn(TRAIN, F.expr(train)).withColumn(SAMPLE, F.expr(f"{train} AND {chosen}"))
+
+
+def _verify(names: Sequence[str], counted: Census, entries: Sequence[ShardEntry]) -> None:
+    """The shards hold what the source holds: as many rows, and the same ones.
+
+    Raises:
+        BuildError: they do not.
+    """
+    for position, name in enumerate(names):
+        mine = [entry for entry in entries if entry.split == name]
+        expected = counted.splits[position]
+        rows = sum(entry.rows for entry in mine)
+        multiset = keys.add_multisets(*(entry.multiset for entry in mine))
+        if (rows, multiset) != (expected.rows, expected.multiset):
+            what = f"{rows} rows" if rows != expected.rows else f"{rows} other rows"
+            raise BuildError(
+                f"split {name!r}: the shards hold {what}, the table {expected.rows} there, so nothing was published. "
+                "Build it again; if it happens twice, report it with the engine's log"
+            )
+
+
+def _summary(found: Statistics) -> dict[str, Any]:
+    moments = {
+        name: {"count": one.count, "missing": one.missing, "low": one.low, "high": one.high}
+        | {"mean": one.mean, "deviation": one.deviation}
+        for name, one in found.moments.items()
+    }
+    return {"moments": moments, "median_sample_rows": found.sample_rows}

@@ -1,0 +1,291 @@
+"""What a build does with a table's columns, decided from names and types alone, before a row is read."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from mltrain.config import DatasetSpec, LabelSpec, ResolvedFeature, resolve_features
+from mltrain.data import keys
+from mltrain.errors import TableError
+from mltrain.features.census import Check
+from mltrain.features.sql import column
+from mltrain.features.statistics import TermSource, Wanted
+from mltrain.transforms.numbers import is_numeric
+from mltrain.transforms.vocabulary import is_vocabulary_type
+
+NUMBER = "__mltrain_number"
+"""Numbers equal rows of a table without a key, from 0."""
+RESERVED = "__mltrain_"
+
+_DECIMAL_ADVICE = "cast it to double in the table if rounding is fine, or to integer units"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The columns of a build.
+
+    Attributes:
+        schema: the table's readable columns.
+        identity: the columns that tell rows apart, in order: the key, or every column and :data:`NUMBER`.
+        keyed: they are a key.
+        features: per column, with type and options settled.
+        labels: per task.
+        weight: column of row weights.
+        carried: key and kept columns.
+        checks: what no row may be.
+    """
+
+    schema: pa.Schema
+    identity: pa.Schema
+    keyed: bool
+    features: Mapping[str, ResolvedFeature]
+    labels: Mapping[str, LabelSpec]
+    weight: str | None
+    carried: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+    def vocabulary(self, name: str) -> str:
+        """Name of the vocabulary of a categorical or id_list feature: its column's, unless it shares one."""
+        return self.features[name].vocabulary or name
+
+    def wanted(self) -> Wanted:
+        """The statistics that fitting needs."""
+        numeric = {name: spec for name, spec in self.features.items() if spec.type == "numeric"}
+        fitted = [n for n, s in numeric.items() if s.scale != "none" or s.impute in ("mean", "median")]
+        return Wanted(
+            moments=tuple(fitted),
+            samples=tuple(name for name, spec in numeric.items() if spec.impute == "median"),
+            terms=(*self._vocabulary_terms(), *self._label_terms()),
+        )
+
+    def _vocabulary_terms(self) -> Iterator[TermSource]:
+        for name, spec in self.features.items():
+            if spec.type in ("categorical", "id_list"):
+                yield TermSource(
+                    name=f"vocabulary {self.vocabulary(name)}",
+                    column=name,
+                    strings=pa.types.is_string(_terms_type(self.schema.field(name).type)),
+                    ragged=spec.type == "id_list",
+                    min_count=spec.min_count or 1,
+                )
+
+    def _label_terms(self) -> Iterator[TermSource]:
+        for task, label in self.labels.items():
+            if label.type != "regression":
+                kind = self.schema.field(label.column).type
+                yield TermSource(
+                    name=f"label {task}",
+                    column=label.column,
+                    strings=pa.types.is_string(_terms_type(kind)),
+                    ragged=label.type == "multilabel",
+                    all_rows=True,
+                )
+
+
+def plan(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str]) -> tuple[Plan, list[str]]:
+    """The plan, and what is wrong with it: the plan is of use only if that is empty.
+
+    Args:
+        spec: the dataset file's part.
+        schema: the table's columns.
+        unreadable: columns that no task could read, and their Spark types.
+    """
+    problems = list(_missing(spec, [*schema.names, *unreadable]))
+    problems += [
+        f"column {name!r} has type {kind}, which cannot be read"
+        for name, kind in unreadable.items()
+        if name in _named(spec)
+    ]
+    reserved = [name for name in schema.names if name.startswith(RESERVED)]
+    problems += [f"column {name!r}: names that start with {RESERVED} are reserved; rename it" for name in reserved]
+    if problems:
+        return _empty(schema), problems
+    features: Mapping[str, ResolvedFeature] = {}
+    try:
+        unusable = dict.fromkeys(unreadable, pa.null())
+        features = resolve_features(spec, {**{field.name: field.type for field in schema}, **unusable})
+    except TableError as error:
+        problems.append(str(error))
+    problems += _types(spec, features, schema)
+    problems += _clashes(spec, features)
+    identity, complaints = _identity(spec, schema, unreadable)
+    problems += complaints
+    made = Plan(
+        schema=schema,
+        identity=identity,
+        keyed=bool(spec.key),
+        features=features,
+        labels=spec.all_labels,
+        weight=spec.weight,
+        carried=(*spec.key, *spec.keep),
+        checks=tuple(_checks(spec, schema)),
+    )
+    return made, problems
+
+
+def _named(spec: DatasetSpec) -> dict[str, str]:
+    """Columns that the dataset file names, and where."""
+    exact = {name: "features" for name in spec.features if not any(mark in name for mark in "*?[")}
+    labels = {label.column: f"label {task}" for task, label in spec.all_labels.items()}
+    named = {**exact, **dict.fromkeys(spec.key, "key"), **labels, **dict.fromkeys(spec.keep, "keep")}
+    if spec.weight:
+        named[spec.weight] = "weight"
+    if spec.split.column:
+        named[spec.split.column] = "split"
+    return named
+
+
+def _missing(spec: DatasetSpec, names: list[str]) -> Iterator[str]:
+    for name, where in _named(spec).items():
+        if name not in names:
+            folded = {other.lower(): other for other in names}
+            near = difflib.get_close_matches(name.lower(), folded, n=1)
+            hint = f"; did you mean {folded[near[0]]!r}?" if near else f"; it has {', '.join(names[:20])}"
+            yield f"{where} names column {name!r}, which the table lacks{hint}"
+
+
+def _types(spec: DatasetSpec, features: Mapping[str, ResolvedFeature], schema: pa.Schema) -> Iterator[str]:
+    for name in spec.key:
+        yield from _complaint(keys.check_key_column, name, schema.field(name).type)
+    for name, feature in features.items():
+        kind = schema.field(name).type
+        if problem := _feature_problem(feature, kind):
+            yield f"column {name!r} has type {kind}: {problem}, or drop it (features: {{{name}: {{drop: true}}}})"
+    for task, label in spec.all_labels.items():
+        kind = schema.field(label.column).type
+        if problem := _label_problem(label, kind):
+            yield f"label {task!r}: column {label.column!r} has type {kind}: {problem}"
+    if spec.weight and not is_numeric(schema.field(spec.weight).type):
+        yield f"weight {spec.weight!r} has type {schema.field(spec.weight).type}: a weight is a number"
+    if spec.split.column:
+        yield from _split_problems(spec, schema.field(spec.split.column).type)
+    yield from _shared_vocabularies(features, schema)
+
+
+def _feature_problem(feature: ResolvedFeature, kind: pa.DataType) -> str | None:
+    if feature.type == "numeric":
+        if pa.types.is_decimal(kind):
+            return f"decimals are not rounded silently: {_DECIMAL_ADVICE}"
+        return None if is_numeric(kind) else "a numeric feature is a number, bool, date or timestamp"
+    if feature.type in ("categorical", "hashed"):
+        return None if is_vocabulary_type(kind) else f"a {feature.type} feature holds strings, integers, bools or dates"
+    if not _is_list(kind):
+        return f"a feature of type {feature.type} is an array"
+    if feature.type == "id_list":
+        return None if is_vocabulary_type(kind.value_type) else "an id_list holds strings or integers"
+    if not is_numeric(kind.value_type):
+        return "a vector holds numbers"
+    return None if feature.size else "a vector needs its size (features: {…: {type: vector, size: N}})"
+
+
+def _label_problem(label: LabelSpec, kind: pa.DataType) -> str | None:
+    if label.type == "regression":
+        return None if is_numeric(kind) else f"a regression label is a number; {_DECIMAL_ADVICE}"
+    if label.type == "multilabel":
+        held = _is_list(kind) and is_vocabulary_type(kind.value_type)
+        return None if held else "a multilabel label is an array of strings or integers"
+    return None if is_vocabulary_type(kind) else f"a {label.type} label holds strings, integers or bools"
+
+
+def _split_problems(spec: DatasetSpec, kind: pa.DataType) -> Iterator[str]:
+    name, method = spec.split.column or "", spec.split.method
+    if method == "time" and not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_integer(kind)):
+        yield f"split by time of column {name!r}, which has type {kind}: a timestamp, date or integer is wanted"
+    if method == "group":
+        yield from _complaint(keys.check_key_column, name, kind)
+    if method == "column" and not pa.types.is_string(kind):
+        yield f"split by column {name!r}, which has type {kind}: a string that names the split is wanted"
+    if method == "stratified" and not is_vocabulary_type(kind):
+        yield f"split stratified by column {name!r}, which has type {kind}: strings, integers or bools are wanted"
+
+
+def _shared_vocabularies(features: Mapping[str, ResolvedFeature], schema: pa.Schema) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for name, feature in features.items():
+        if feature.type not in ("categorical", "id_list"):
+            continue
+        other = first.setdefault(feature.vocabulary or name, name)
+        mine, theirs = (_terms_type(schema.field(one).type) for one in (name, other))
+        if mine != theirs:
+            yield f"columns {other!r} and {name!r} share a vocabulary but hold {theirs} and {mine}"
+        if (feature.min_count, feature.max_size) != (features[other].min_count, features[other].max_size):
+            yield f"columns {other!r} and {name!r} share a vocabulary: set min_count and max_size of both alike"
+
+
+def _clashes(spec: DatasetSpec, features: Iterable[str]) -> Iterator[str]:
+    taken: dict[str, str] = {}
+    names = [
+        *((name, "feature") for name in features),
+        *((task, "label") for task in spec.all_labels),
+        *([(spec.weight, "weight")] if spec.weight else []),
+        *((name, "key") for name in spec.key),
+        *((name, "kept column") for name in spec.keep),
+    ]
+    for name, role in names:
+        if name in taken:
+            yield f"{role} {name!r} has the name of a {taken[name]}: rename the task, or drop the feature"
+        taken[name] = role
+
+
+def _identity(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str]) -> tuple[pa.Schema, list[str]]:
+    if spec.key:
+        return pa.schema([schema.field(name) for name in spec.key]), []
+    problems = [
+        f"column {name!r} has type {kind}, by which rows cannot be told apart; name a key (dataset.key)"
+        for name, kind in unreadable.items()
+    ]
+    for field in schema:
+        problems += _complaint(keys.tag_of, field.name, field.type)
+    return pa.schema([*schema, pa.field(NUMBER, pa.int64())]), problems
+
+
+def _checks(spec: DatasetSpec, schema: pa.Schema) -> Iterator[Check]:
+    for name in spec.key:
+        yield Check(
+            f"{column(name)} IS NULL", f"key column {name!r} is null in {{n}} rows: a key has a value in every row"
+        )
+    for task, label in spec.all_labels.items():
+        yield Check(
+            _absent(label.column, schema),
+            f"label {task!r} (column {label.column!r}) is null or NaN in {{n}} rows: take out the rows without a label",
+        )
+    if spec.weight:
+        quoted = column(spec.weight)
+        yield Check(_absent(spec.weight, schema), f"weight {spec.weight!r} is null or NaN in {{n}} rows")
+        yield Check(
+            f"coalesce({quoted} < 0, false)", f"weight {spec.weight!r} is negative in {{n}} rows: weights are 0 or more"
+        )
+    if spec.split.column and spec.split.method in ("group", "time", "column"):
+        where = f"split column {spec.split.column!r}"
+        yield Check(_absent(spec.split.column, schema), f"{where} is null in {{n}} rows: every row belongs to a split")
+
+
+def _absent(name: str, schema: pa.Schema) -> str:
+    quoted = column(name)
+    if pa.types.is_floating(schema.field(name).type):
+        return f"({quoted} IS NULL OR isnan({quoted}))"
+    return f"{quoted} IS NULL"
+
+
+def _complaint(check: object, name: str, kind: pa.DataType) -> list[str]:
+    try:
+        check(name, kind)  # type: ignore[operator]
+    except TableError as error:
+        return [str(error)]
+    return []
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _terms_type(kind: pa.DataType) -> pa.DataType:
+    """What a vocabulary over a column holds: strings, or int64 for everything else."""
+    element = kind.value_type if _is_list(kind) else kind
+    return pa.string() if pa.types.is_string(element) or pa.types.is_large_string(element) else pa.int64()
+
+
+def _empty(schema: pa.Schema) -> Plan:
+    return Plan(schema, pa.schema([]), True, {}, {}, None, (), ())

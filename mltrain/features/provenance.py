@@ -1,0 +1,80 @@
+"""Where a dataset comes from: the record of each build, and whether the same build was done before."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+import mltrain
+from mltrain.config import DatasetFile, DatasetSpec
+from mltrain.data.manifest import Manifest, canonical_json, manifest_path
+from mltrain.data.publish import build_path, read_manifest, read_pointer
+from mltrain.data.shard import blob_path
+from mltrain.errors import DamagedError, NotFoundError
+from mltrain.features.table import Source
+from mltrain.storage import Store
+
+RECIPE_VERSION = 1
+"""Changes when the same file and the same rows would give another dataset."""
+
+
+def recipe(spec: DatasetSpec, source: Source) -> str:
+    """Hash of everything that determines the dataset: builds with one recipe have one digest."""
+    settled = spec.model_dump(mode="json", exclude={"table", "version", "timestamp"})
+    content = {"version": RECIPE_VERSION, "table": [source.table_id, source.version], "dataset": settled}
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def same_build(store: Store, name: str, wanted: str) -> Manifest | None:
+    """The dataset that ``name`` points at, if a build with this recipe made it and all of it is in storage."""
+    try:
+        pointer = read_pointer(store, name)
+        record = json.loads(store.get(build_path(pointer["build"])))
+        if record.get("recipe") != wanted:
+            return None
+        manifest = read_manifest(store, manifest_path(pointer["digest"]))
+    except (NotFoundError, DamagedError):
+        return None
+    stored = {meta.path: meta.size_bytes for meta in store.list("shards/blobs")}
+    blobs = {entry.blob: entry.size_bytes for entry in manifest.entries()}
+    blobs[manifest.statistics_blob.name] = manifest.statistics_blob.size_bytes
+    complete = all(stored.get(blob_path(blob)) == size for blob, size in blobs.items())
+    complete = complete and all(blob_path(blob) in stored for blob in _vocabulary_blobs(manifest.transforms))
+    return manifest if complete else None
+
+
+def record(file: DatasetFile, source: Source, recipe: str, started: datetime, spark_version: str) -> dict[str, Any]:
+    """Plain data for ``builds/<id>.json``."""
+    return {
+        "recipe": recipe,
+        "table": source.provenance(),
+        "dataset": file.dataset.model_dump(mode="json"),
+        "tags": dict(file.tags),
+        "started": started.isoformat(timespec="milliseconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "code": {"mltrain": mltrain.__version__, "git": _git()},
+        "engines": {"spark": spark_version, "pyarrow": pa.__version__},
+    }
+
+
+def _vocabulary_blobs(transforms: Mapping[str, Any]) -> list[str]:
+    return [value["blob"] for value in transforms["vocabularies"].values() if "blob" in value]
+
+
+def _git() -> str | None:
+    """The commit of the working directory; ``-dirty`` where files differ from it; None outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
