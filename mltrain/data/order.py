@@ -325,9 +325,11 @@ def _feistel(index: _U32, a: Any, b: Any, keys: Any) -> _U32:
     for number in range(0, ROUNDS, 2):
         _round(left, right, keys[number], a, scratch)
         _round(right, left, keys[number + 1], b, scratch)
-    np.multiply(left, b, out=left)
-    np.add(left, right, out=left)
-    return left
+    # The half that was mixed last leads: with the halves the other way round, indices that are b apart stayed neighbours
+    # once in b times.
+    np.multiply(right, a, out=right)
+    np.add(right, left, out=right)
+    return right
 
 
 def _round(target: _U32, source: _U32, key: Any, radix: Any, scratch: _U32) -> None:
