@@ -70,11 +70,11 @@ def spark_conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def spark(s3_server: s3.S3Server, spark_conf: None) -> "Iterator[SparkSession]":
     """A local Spark with Delta and s3a, as ``mltrain.features`` starts one."""
-    from mltrain import features
+    from mltrain.features.session import session
 
-    session = features.session("tests")
-    yield session
-    session.stop()
+    started = session("tests")
+    yield started
+    started.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """``mltrain doctor``: what is installed and works, on this machine, on Spark's executors or on Ray's workers."""
 
 import dataclasses
+import re
 import socket
 import tempfile
 from collections.abc import Callable
@@ -85,20 +86,20 @@ def _shipped() -> Callable[[str, str], list[tuple[Any, ...]]]:
 
 
 def _on_executors(root: str) -> list[Check]:
-    from mltrain import features
+    from mltrain.features.session import session  # says what to install where pyspark is missing
 
-    session = features.session("mltrain doctor")
-    from py4j.protocol import Py4JJavaError
+    context, look = session("mltrain doctor").sparkContext, _shipped()
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
 
-    context, look = session.sparkContext, _shipped()
     partitions = context.defaultParallelism * _PARTITIONS_PER_CORE
     try:
         answers = context.parallelize(range(partitions), partitions).map(lambda _: look("executor", root)).collect()
-    except Py4JJavaError as error:
-        seen = next((line for line in str(error.java_exception).splitlines() if "PySparkRuntimeError" in line), "")
-        detail = seen or str(error.java_exception.getMessage()).splitlines()[0]
+    except (PySparkException, Py4JError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        seen = next((line for line in lines if re.match(r"[\w.]*Error: ", line)), lines[0])
         remedy = "executors need the driver's Python version and pyspark: spark.pyspark.python, spark.archives"
-        return [Check("python", "broken", detail, remedy, "executors")]
+        return [Check("python", "broken", seen, remedy, "executors")]
     return _distinct([Check(*row) for rows in answers for row in rows])
 
 
