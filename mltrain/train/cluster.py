@@ -1,0 +1,86 @@
+"""Ray for a run: one that is there, or one of its own that ends with it."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mltrain.errors import MissingDependencyError, RequestError
+from mltrain.train.control import Outcome
+from mltrain.train.signals import StopRequest
+
+if TYPE_CHECKING:
+    from mltrain.config import ClusterConfig
+    from mltrain.train.checkpoints import Checkpoint
+    from mltrain.train.lease import Lease
+    from mltrain.train.placement import WorkerSource
+    from mltrain.train.record import RunRecord
+    from mltrain.train.spec import Spec
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(
+    spec: "Spec",
+    record: "RunRecord",
+    restore: "Checkpoint | None",
+    stop: StopRequest,
+    source: "WorkerSource | None",
+    run_id: str,
+    lease: "Lease",
+) -> Outcome:
+    """Trains on Ray workers to the end or to a stop."""
+    with ray_cluster(spec.config.cluster):
+        from mltrain.train.controller import Controller
+        from mltrain.train.placement import PlacementGroups
+
+        slots = source or PlacementGroups(run_id, spec.config.train.workers)
+        controller = Controller(spec, record, slots, stop, run_id, lease)
+        return controller.run(restore)
+
+
+@contextlib.contextmanager
+def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
+    """Connects to Ray, or starts it; whatever was started here is stopped here.
+
+    ``auto`` is RAY_ADDRESS, else a running cluster, else one of this process's own; ``local`` always the last.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        RequestError: there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"train.workers needs Ray ({error}): pip install 'mltrain[ray]', or set train.workers=0 to train in this process"
+        ) from error
+    if ray.is_initialized():
+        yield
+        return
+    _connect(ray, config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, config: "ClusterConfig") -> None:
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    runtime_env = dict(config.runtime_env) or None
+    try:
+        if config.address == "auto":
+            try:
+                ray.init(address="auto", runtime_env=runtime_env, **quiet)
+                return
+            except ConnectionError:
+                _LOG.info("no Ray cluster is running: starting one in this process")
+        if config.address in ("auto", "local"):
+            ray.init(address="local", include_dashboard=False, runtime_env=runtime_env, **quiet)
+        else:
+            ray.init(address=config.address, runtime_env=runtime_env, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RequestError(
+            f"cluster.address is {config.address!r}, but Ray cannot be reached there: {error}. Start it (`ray start --head`), or use "
+            "cluster.address=local."
+        ) from error

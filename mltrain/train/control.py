@@ -1,0 +1,109 @@
+"""What a trainer and its controller say to each other, whether they share a process or not."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Message = dict[str, Any]
+
+
+class Verdict(enum.Enum):
+    """The answer to a report."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation whose checkpoint is durable.
+
+    Attributes:
+        step: updates applied.
+        epoch: epochs begun, as a fraction of the data seen.
+        metrics: by name, ``<split>/<name>``.
+        checkpoint: its URI.
+    """
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    checkpoint: str
+
+
+ReportFunction = Callable[[Report], Verdict]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What this rank asks of all ranks after a step."""
+
+    stop: bool = False
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """Metrics of one step."""
+
+    step: int
+    epoch: int
+    generation: int
+    values: dict[str, float]
+
+
+class Control(Protocol):
+    """The controller, as a trainer sees it."""
+
+    def metrics(self, row: Row) -> None:
+        """Records a step. Called by rank 0."""
+
+    def send(self, message: Message) -> None:
+        """Sends a message, after every row recorded before it. May be called from any thread."""
+
+    def wishes(self) -> Wishes:
+        """What the controller wants of the ranks after the next step. Cheap: called once a step."""
+
+    def check(self) -> None:
+        """Called in long work between collectives.
+
+        Raises:
+            CollectiveAborted: the generation was aborted.
+        """
+
+    def wait_decided(self, step: int) -> None:
+        """Waits until the evaluation after ``step`` was reported and answered.
+
+        Raises:
+            CollectiveAborted: the generation was aborted.
+        """
+
+
+class Ending(enum.Enum):
+    """How a worker's part in a generation ended."""
+
+    FINISHED = "finished"  # the training is complete
+    STOPPED = "stopped"  # all ranks stopped after the same step, as asked
+    ABORTED = "aborted"  # aborted, or a peer was lost
+    DAMAGED = "damaged"  # the checkpoint that this rank was to restore is damaged; it has not joined
+    FAILED = "failed"  # user code, data or storage failed on this rank
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker returns from a generation.
+
+    Attributes:
+        step: updates that its replica has applied.
+        error: for `Ending.FAILED`, what was raised, if it is one of mltrain's own.
+        traceback: for `Ending.FAILED`, as text.
+        timings: seconds spent, by name.
+    """
+
+    ending: Ending
+    step: int
+    error: Exception | None = None
+    traceback: str = ""
+    reason: str = ""
+    timings: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,68 @@
+"""`workers: 0`: trainer and controller in this thread, without Ray and Horovod."""
+
+import queue
+from typing import TYPE_CHECKING
+
+from mltrain.collectives import LocalCollectives, Membership
+from mltrain.errors import CollectiveAborted
+from mltrain.train.control import Ending, Message, Outcome, Row, Verdict, Wishes
+from mltrain.train.record import RunRecord
+from mltrain.train.signals import StopRequest
+from mltrain.train.spec import Spec, Task
+from mltrain.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from mltrain.train.checkpoints import Checkpoint
+
+
+class _Direct:
+    """A `Control` whose other side is the record itself; messages of the writing thread wait for the next step."""
+
+    def __init__(self, record: RunRecord, stop: StopRequest) -> None:
+        self._record = record
+        self._stop = stop
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def metrics(self, row: Row) -> None:
+        self._record.row(row)
+
+    def send(self, message: Message) -> None:
+        self._messages.put(message)
+
+    def wishes(self) -> Wishes:
+        self.check()
+        stop = self._stop.requested
+        return Wishes(
+            stop=stop or self._record.verdict is Verdict.STOP, checkpoint=stop or self._record.checkpoint_due()
+        )
+
+    def check(self) -> None:
+        while not self._messages.empty():
+            self._record.handle(self._messages.get())
+
+    def wait_decided(self, step: int) -> None:
+        while self._record.decided < step:
+            try:
+                self._record.handle(self._messages.get(timeout=600.0))
+            except queue.Empty as error:
+                raise CollectiveAborted(f"the evaluation after step {step} was not answered") from error
+
+
+def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: StopRequest) -> Outcome:
+    """Trains to the end or to a stop."""
+    control = _Direct(record, stop)
+    trainer = Trainer(spec, control, LocalCollectives())
+    try:
+        generation = 0
+        while True:
+            generation += 1
+            record.begin_generation(generation, ["local"], "training in this process")
+            outcome = trainer.run(Membership(generation), Task(record.recorded, record.unfinished, restore))
+            if outcome.ending is Ending.DAMAGED and restore is not None:
+                record.set_aside(restore.step, outcome.reason)
+                restore = record.restore_point()
+                continue
+            control.check()
+            return outcome
+    finally:
+        trainer.close()

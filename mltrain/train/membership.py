@@ -1,0 +1,162 @@
+"""Who takes part in the next generation: a pure function of facts about workers."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class WorkerState(enum.Enum):
+    """What the controller knows of a worker."""
+
+    PLACING = "placing"  # waits for resources
+    WARMING = "warming"  # its process starts, imports, builds the model, opens the data
+    READY = "ready"  # warm, in no generation
+    JOINED = "joined"  # in the current generation
+    SUSPECT = "suspect"  # its heartbeats are overdue: in no generation until they come again
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """Facts about one worker.
+
+    Attributes:
+        id: unique in the run.
+        node: name of the node it runs on; None while it is being placed.
+        state: see `WorkerState`.
+        rank: its rank in the latest generation that it was in, if it still holds that generation's state.
+        draining: it was announced that its node goes away.
+    """
+
+    id: str
+    node: str | None
+    state: WorkerState
+    rank: int | None = None
+    draining: bool = False
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One fixed membership. ``members`` are worker ids in rank order."""
+
+    number: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many workers a run wants (``max``), can do with (``min``), and waits for below that (``wait_s``)."""
+
+    min: int
+    max: int
+    wait_s: float
+
+
+class Action(enum.Enum):
+    """What the controller does next."""
+
+    CONTINUE = "continue"  # the generation goes on
+    SHRINK = "shrink"  # a member is lost: abort the generation on every survivor
+    REGROUP = "regroup"  # members come or go as announced: stop all ranks after the same step
+    FORM = "form"  # no generation is running: form one of ``members``
+    WAIT = "wait"  # no generation is running, and too few workers are ready
+    STOP = "stop"  # waited long enough: stop, resumable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decision.
+
+    Attributes:
+        action: what to do with the generation.
+        members: worker ids in rank order, for `Action.FORM`.
+        start: how many workers to start, in the background.
+        reason: why, for the run's log.
+    """
+
+    action: Action
+    members: tuple[str, ...] = ()
+    start: int = 0
+    reason: str = ""
+
+
+_AVAILABLE = (WorkerState.READY, WorkerState.JOINED)
+
+
+def plan(
+    generation: Generation | None, workers: Sequence[WorkerStatus], limits: Limits, waited_s: float, *, fresh: bool
+) -> Plan:
+    """Next membership, given who is there. Pure: same facts, same plan.
+
+    Args:
+        generation: the generation that is running, if any.
+        workers: every worker that is not known to be dead.
+        limits: how many workers are wanted.
+        waited_s: for how long fewer than ``limits.min`` have been available.
+        fresh: no worker holds state yet, so that waiting for those that are warming up costs nothing.
+
+    Raises:
+        ValueError: two workers claim one id.
+    """
+    known = {worker.id: worker for worker in workers}
+    if len(known) != len(workers):
+        raise ValueError(f"worker ids repeat: {sorted(worker.id for worker in workers)}")
+    usable = [worker for worker in workers if worker.state in _AVAILABLE and not worker.draining]
+    coming = [w for w in workers if w.state in (WorkerState.PLACING, WorkerState.WARMING) and not w.draining]
+    start = max(0, limits.max - len(usable) - len(coming))
+
+    if generation is not None:
+        return _while_running(generation, known, usable, limits, start)
+    members = rank_order(usable)[: limits.max]
+    if len(members) < limits.min:
+        action = Action.STOP if waited_s >= limits.wait_s else Action.WAIT
+        return Plan(action, start=start, reason=f"{len(members)} of at least {limits.min} workers are ready")
+    warming = any(worker.state is WorkerState.WARMING for worker in coming)
+    if fresh and warming and len(members) < limits.max:
+        return Plan(Action.WAIT, start=start, reason="workers are warming up")
+    return Plan(Action.FORM, members=members, start=start, reason=f"{len(members)} workers are ready")
+
+
+def _while_running(
+    generation: Generation, known: dict[str, WorkerStatus], usable: list[WorkerStatus], limits: Limits, start: int
+) -> Plan:
+    lost = [m for m in generation.members if m not in known or known[m].state is not WorkerState.JOINED]
+    if lost:
+        return Plan(Action.SHRINK, start=start, reason=f"lost {', '.join(lost)}")
+    leaving = [member for member in generation.members if known[member].draining]
+    if leaving:
+        return Plan(Action.REGROUP, start=start, reason=f"draining {', '.join(leaving)}")
+    newcomers = [worker.id for worker in usable if worker.id not in generation.members]
+    if newcomers and len(generation.members) < limits.max:
+        return Plan(Action.REGROUP, start=start, reason=f"ready to join: {', '.join(sorted(newcomers))}")
+    return Plan(Action.CONTINUE, start=start)
+
+
+def rank_order(workers: Sequence[WorkerStatus]) -> tuple[str, ...]:
+    """Worker ids in rank order: node by node, those that hold state first, as they were ranked before."""
+
+    def place(worker: WorkerStatus) -> tuple[float, str]:
+        return (float("inf") if worker.rank is None else worker.rank, worker.id)
+
+    nodes: dict[str | None, list[WorkerStatus]] = {}
+    for worker in sorted(workers, key=place):
+        nodes.setdefault(worker.node, []).append(worker)
+    return tuple(worker.id for node in nodes.values() for worker in node)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank sits: its index among the ranks of its node, and its node's index among nodes with such a rank."""
+
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+
+
+def seats(nodes: Sequence[str]) -> tuple[Seat, ...]:
+    """Seats of all ranks, from the node of every rank."""
+    locals_ = [nodes[:rank].count(node) for rank, node in enumerate(nodes)]
+    return tuple(
+        Seat(local, nodes.count(node), locals_[:rank].count(local), locals_.count(local))
+        for rank, (node, local) in enumerate(zip(nodes, locals_, strict=True))
+    )

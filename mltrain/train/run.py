@@ -1,0 +1,307 @@
+"""One training, from a config to a result."""
+
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mltrain import config as configs
+from mltrain import results
+from mltrain.errors import MltrainError, StoppedError, TrainingError
+from mltrain.results import RunLog, RunRow, read_events
+from mltrain.results.loggers import Loggers
+from mltrain.storage import Store, open_store
+from mltrain.train import identity
+from mltrain.train.control import Ending, Outcome, ReportFunction, Verdict
+from mltrain.train.lease import Lease
+from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
+from mltrain.train.result import Result
+from mltrain.train.signals import StopRequest
+from mltrain.train.spec import Spec
+from mltrain.train.usercode import Factory, Shipped, ship, ship_function
+
+if TYPE_CHECKING:
+    from mltrain.config import Experiment
+    from mltrain.data import Dataset
+    from mltrain.train.placement import WorkerSource
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Which sweep a run belongs to.
+
+    Attributes:
+        sweep_id: the sweep's run id.
+        kind: as the runs table has it: ``train``, ``trial``.
+    """
+
+    kind: str = "train"
+    sweep_id: str | None = None
+
+
+ALONE = Membership()
+
+
+def run(
+    config: "Experiment",
+    *,
+    run_id: str | None = None,
+    factory: Factory | None = None,
+    report: ReportFunction | None = None,
+    workers_source: "WorkerSource | None" = None,
+    progress: Callable[[str], None] | None = None,
+    part_of: Membership = ALONE,
+    stop: StopRequest | None = None,
+) -> Result:
+    """Trains what ``config`` describes, or goes on with run ``run_id`` from its last checkpoint.
+
+    Args:
+        config: the experiment.
+        run_id: creates or resumes; by default ``<name>-<utc>-<6>``.
+        factory: builds the model instead of ``config.model.factory``; for notebooks.
+        report: called at every evaluation, when its checkpoint is durable; its answer may end the run.
+        workers_source: where workers are placed; by default in placement groups of their own.
+        progress: told how it goes, a line at a time.
+        part_of: the sweep that this is a trial of.
+        stop: asks for an orderly end; by default SIGINT and SIGTERM do.
+
+    Raises:
+        RequestError: the request is wrong: config, dataset, root, or another process holds the run.
+        TrainingError: user code raised, the loss is not finite, or the workers could not be kept.
+        StoppedError: stopped on request, resumable.
+    """
+    root = open_store(config.root, deadline_s=config.storage.deadline_s)
+    root.check_writable()
+    run_id = run_id or identity.new_run_id(config.name)
+    store = root.sub(f"runs/{run_id}")
+    shipped = ship_function(factory) if factory is not None else ship(config.model.factory)
+    pinned, dataset = identity.resolve(config, store, progress)
+    lease = Lease.acquire(store, run_id)
+    try:
+        with stop or StopRequest() as request:
+            attempt = _Attempt(pinned, root, store, run_id, dataset, shipped, lease, part_of)
+            return attempt.run(report, workers_source, progress, request)
+    finally:
+        lease.release()
+
+
+class _Attempt:
+    """One driver's part in a run."""
+
+    def __init__(
+        self,
+        config: "Experiment",
+        root: Store,
+        store: Store,
+        run_id: str,
+        dataset: "Dataset",
+        shipped: Shipped,
+        lease: Lease,
+        part_of: Membership,
+    ) -> None:
+        self._config = config
+        self._root = root
+        self._store = store
+        self._run_id = run_id
+        self._dataset = dataset
+        self._shipped = shipped
+        self._lease = lease
+        self._part_of = part_of
+        self._identity = Identity(run_id, configs.digest(config), dataset.digest, _build_of(dataset))
+        self._started = datetime.now(UTC)
+        self._began = time.monotonic()
+
+    def run(
+        self,
+        report: ReportFunction | None,
+        source: "WorkerSource | None",
+        progress: Callable[[str], None] | None,
+        stop: StopRequest,
+    ) -> Result:
+        identity.create(self._store, self._config)
+        self._shipped.keep(self._store)
+        self._spent_s, self._first = _earlier_attempts(self._root, self._run_id)
+        with (
+            RunLog(self._root, self._run_id) as log,
+            Loggers(self._config.loggers, self._root, self._run_id) as loggers,
+        ):
+            record = RunRecord(self._config, self._identity, self._store, log, loggers, self._lease, report, progress)
+            try:
+                outcome = self._train(record, source, stop)
+            except MltrainError as error:
+                self._failed(record, log, error, "")
+                raise
+            if outcome.ending is Ending.FAILED:
+                error = self._failure(outcome)
+                self._failed(record, log, error, outcome.traceback)
+                raise error
+            return self._ended(record, log, outcome, stop)
+
+    def _train(self, record: RunRecord, source: "WorkerSource | None", stop: StopRequest) -> Outcome:
+        restore = record.restore_point()
+        if restore is not None:
+            refuse_foreign(restore, self._identity)
+        record.event(
+            "run started", run_id=self._run_id, driver_epoch=self._lease.driver_epoch, dataset=self._dataset.digest,
+            step=restore.step if restore else 0, workers=self._config.train.workers.max,
+        )  # fmt: skip
+        record.say(f"run {self._run_id}" + (f" resumes after step {restore.step}" if restore else ""))
+        if self._config.train.workers.max == 0:
+            from mltrain.train import inprocess
+
+            return inprocess.train(self._spec("cpu" if not _cuda() else "cuda"), record, restore, stop)
+        from mltrain.train import cluster
+
+        device = "cuda" if self._config.train.workers.gpus > 0 else "cpu"
+        return cluster.train(self._spec(device), record, restore, stop, source, self._run_id, self._lease)
+
+    def _spec(self, device: str) -> Spec:
+        uri = self._root.join(f"shards/{self._dataset.digest}")
+        return Spec(self._config, self._store, self._root.uri, uri, self._shipped, device)
+
+    def _failure(self, outcome: Outcome) -> MltrainError:
+        """The worker's error, with the place of its traceback where user code may be to blame."""
+        error = outcome.error if isinstance(outcome.error, MltrainError) else TrainingError(outcome.reason)
+        if type(error) is not TrainingError:
+            return error
+        path = f"logs/error-{self._lease.driver_epoch:03d}.txt"
+        self._store.put(path, outcome.traceback.encode())
+        return TrainingError(f"{error} (step {outcome.step}; traceback: {self._store.join(path)})")
+
+    def _failed(self, record: RunRecord, log: RunLog, error: MltrainError, traceback: str) -> None:
+        record.event("run failed", error=str(error))
+        self._conclude(record, log, "failed", record.recorded, error=str(error))
+
+    def _ended(self, record: RunRecord, log: RunLog, outcome: Outcome, stop: StopRequest) -> Result:
+        pruned = record.verdict is Verdict.STOP
+        if outcome.ending is Ending.FINISHED or pruned:
+            status = "pruned" if pruned and self._part_of.kind == "trial" else "finished"
+            reason = "stopped by its report" if pruned else outcome.reason
+            record.event("run finished", step=outcome.step, reason=reason)
+            return self._conclude(record, log, status, outcome.step, reason=reason)
+        reason = stop.reason or outcome.reason
+        command = resume_command(self._run_id)
+        record.event("run stopped", step=outcome.step, reason=reason)
+        self._conclude(record, log, "stopped", outcome.step, reason=reason, resume=command)
+        raise StoppedError(
+            f"Run {self._run_id} stopped after step {outcome.step} ({reason}), with a checkpoint.", command
+        )
+
+    def _conclude(
+        self,
+        record: RunRecord,
+        log: RunLog,
+        status: str,
+        step: int,
+        *,
+        reason: str = "",
+        error: str | None = None,
+        resume: str | None = None,
+    ) -> Result:
+        best = record.best_checkpoint()
+        ended = datetime.now(UTC)
+        epochs = step / max(1, -(-self._dataset.rows("train") // self._config.train.global_batch_size))
+        totals = record.totals
+        result = Result(
+            run_id=self._run_id,
+            root=self._root.uri,
+            status=status,
+            metrics=dict(best.metrics if best is not None and best.metrics else record.metrics),
+            checkpoint=None if best is None else self._store.join(best.path),
+            checkpoint_digest=None if best is None else manifest_digest(self._store, best),
+            best_step=None if best is None else best.step,
+            step=step,
+            epochs=epochs,
+            dataset={"name": self._dataset.name, "digest": self._dataset.digest, "build": self._identity.dataset_build},
+            factory={"kind": self._shipped.kind, "name": self._shipped.name, "digest": self._shipped.digest},
+            started=(self._first or self._started).isoformat(),
+            ended=ended.isoformat(),
+            wall_s=self._spent_s + time.monotonic() - self._began,
+            losses_survived=totals.losses,
+            downtime_s=totals.downtime_s,
+            steps_repeated=totals.steps_repeated,
+            generations=totals.generations,
+            workers=totals.workers if self._config.train.workers.max else 0,
+            worker_seconds=totals.worker_seconds,
+            reason=reason,
+            error=error,
+            resume_command=resume,
+            tags=dict(self._config.tags),
+        )
+        log.result(result.to_json())
+        results.append(self._root.uri, self._row(result))
+        return result
+
+    def _row(self, result: Result) -> RunRow:
+        source = self._dataset.provenance.get("table", {})
+        gpus = self._config.train.workers.gpus
+        return RunRow(
+            run_id=result.run_id,
+            name=self._config.name,
+            kind=self._part_of.kind,
+            sweep_id=self._part_of.sweep_id,
+            status=result.status,
+            started=datetime.fromisoformat(result.started),
+            ended=datetime.fromisoformat(result.ended),
+            config=configs.to_yaml(self._config),
+            config_digest=self._identity.config_digest,
+            dataset_name=result.dataset["name"],
+            dataset_digest=result.dataset["digest"],
+            dataset_build=result.dataset["build"],
+            table_uri=source.get("uri"),
+            table_id=source.get("id"),
+            table_version=source.get("version"),
+            code_digest=self._shipped.digest,
+            checkpoint=result.checkpoint,
+            checkpoint_digest=result.checkpoint_digest,
+            metrics=result.metrics,
+            wall_s=result.wall_s,
+            steps=result.step,
+            epochs=result.epochs,
+            workers=result.workers,
+            losses_survived=result.losses_survived,
+            downtime_s=result.downtime_s,
+            worker_seconds=result.worker_seconds,
+            gpu_seconds=result.worker_seconds * gpus,
+            tags=result.tags,
+            error=result.error,
+        )
+
+
+def resume_command(run_id: str) -> str:
+    """The command that goes on with a run: this process's own, with the run's id."""
+    words = sys.argv[1:]
+    if not sys.argv[0].endswith(("mltrain", ".py")) or "pytest" in sys.argv[0]:
+        return f"mltrain.train.run(config, run_id={run_id!r})"
+    if "--run-id" in words:
+        at = words.index("--run-id")
+        words = words[:at] + words[at + 2 :]
+    program = "mltrain" if sys.argv[0].endswith("mltrain") else sys.argv[0]
+    return shlex.join([program, *words, "--run-id", run_id])
+
+
+def _earlier_attempts(root: Store, run_id: str) -> tuple[float, datetime | None]:
+    """Seconds that earlier attempts took, as their events show, and when the first began."""
+    spans: dict[Any, list[float]] = {}
+    for event in read_events(root, run_id):
+        spans.setdefault(event["attempt"], []).append(float(event["time"]))
+    if not spans:
+        return 0.0, None
+    first = min(min(times) for times in spans.values())
+    return sum(max(times) - min(times) for times in spans.values()), datetime.fromtimestamp(first, UTC)
+
+
+def _build_of(dataset: "Dataset") -> str | None:
+    return dataset.build or dataset.provenance.get("id")
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

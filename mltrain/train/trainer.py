@@ -1,0 +1,339 @@
+"""Trains one replica through one generation after another. The same code in a worker and, with `workers: 0`, in this process."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mltrain.collectives import Collectives, Membership
+from mltrain.data import Dataset, Loader, NodeCache
+from mltrain.errors import CollectiveAborted, DamagedError, MltrainError, RequestError, TrainingError
+from mltrain.evaluate import evaluate, tasks
+from mltrain.train import checkpoints, schedule
+from mltrain.train.checkpoints import Checkpoint
+from mltrain.train.control import Control, Ending, Outcome, Row
+from mltrain.train.optimizers import build_optimizer
+from mltrain.train.reducer import Reducer
+from mltrain.train.replica import Replica
+from mltrain.train.spec import Spec, Task
+from mltrain.train.step import Recipe, StepResult, micro_batches, seed_all, train_step
+from mltrain.train.usercode import build
+from mltrain.train.writer import PartWriter
+
+if TYPE_CHECKING:
+    from mltrain.data import Batch
+
+# Small training batches make slow evaluations; results do not depend on this size.
+_EVALUATION_ROWS = 8192
+# Rows of metrics that every rank keeps, in case rank 0 is lost before it has sent them.
+_HISTORY = 10_000
+JOIN_S = 30.0
+
+
+class Trainer:
+    """One worker's training.
+
+    Args:
+        spec: of the run.
+        control: the controller.
+        collectives: that every generation is formed with.
+
+    Raises:
+        RequestError: the config asks for what this device or dataset cannot do.
+        TrainingError: the model or its optimizer cannot be built.
+    """
+
+    def __init__(self, spec: Spec, control: Control, collectives: Collectives) -> None:
+        config = spec.config.train
+        self._spec = spec
+        self._control = control
+        self._collectives = collectives
+        self._dataset = Dataset.open(
+            spec.dataset,
+            cache=NodeCache(spec.config.cache.directory, spec.config.cache.budget_bytes),
+            deadline_s=spec.config.storage.deadline_s,
+        )
+        self._device = torch.device(spec.device)
+        _check_precision(config.precision, self._device)
+        seed_all(config.seed, 0, 0, 0)
+        model = build(spec.factory, self._dataset.schema, dict(spec.config.model.args)).to(self._device)
+        self.replica = Replica(model, build_optimizer(model, config.optimizer))
+        self._loader = self._make_loader("train", config.global_batch_size, shuffle=True)
+        self.steps_per_epoch = len(self._loader)
+        self.total_steps = total_steps(config.epochs, config.max_steps, self.steps_per_epoch)
+        self._split = evaluation_split(spec.config.objective.metric, self._dataset.splits)
+        self._evaluation = None if self._split is None else self._make_evaluation_loader(self._split)
+        named = config.lr_schedule
+        self._recipe = Recipe(
+            tasks=tasks(self._dataset.schema),
+            max_local_rows=config.max_local_batch_size,
+            clip_norm=config.gradient_clip_norm,
+            autocast=self._autocast,
+            learning_rate=functools.partial(
+                schedule.factor,
+                "constant" if named is None else named.name,
+                total_steps=self.total_steps,
+                warmup_steps=0 if named is None else named.warmup_steps,
+            ),
+            seed=config.seed,
+        )
+        self._writer = PartWriter(spec.run, control.send)
+        self._history: deque[Row] = deque(maxlen=_HISTORY)
+        self._generation = 0
+
+    def run(self, membership: Membership, task: Task) -> Outcome:
+        """Takes part in one generation, from joining to leaving."""
+        timings: dict[str, float] = {}
+        try:
+            if task.restore is not None:
+                with _timed(timings, "restore_s"):
+                    self._restore(task.restore)
+            with _timed(timings, "join_s"):
+                self._collectives.join(membership, JOIN_S)
+            with _timed(timings, "synchronise_s"):
+                self.replica.synchronise(self._collectives)
+            self._begin(membership, task, timings)
+            outcome = self._train(task)
+            self._collectives.leave()
+            return dataclasses.replace(outcome, timings=timings)
+        except CollectiveAborted as error:
+            self._abandon()
+            return Outcome(Ending.ABORTED, self.replica.step, reason=str(error), timings=timings)
+        except _RestoreFailed as failure:
+            return Outcome(Ending.DAMAGED, 0, failure.error, reason=str(failure.error))
+        except MltrainError as error:
+            self._abandon()
+            return Outcome(Ending.FAILED, self.replica.step, error, traceback.format_exc())
+        except Exception as error:  # user code may raise anything; the controller reports it
+            self._abandon()
+            wrapped = TrainingError(f"{type(error).__name__}: {error}")
+            return Outcome(Ending.FAILED, self.replica.step, wrapped, traceback.format_exc())
+
+    def close(self) -> None:
+        """Ends the background work."""
+        self._writer.close()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        try:
+            tensors = checkpoints.read_tensors(self._spec.run, checkpoint)
+        except DamagedError as error:
+            raise _RestoreFailed(error) from error
+        self.replica.load(tensors, checkpoint.state)
+
+    def _begin(self, membership: Membership, task: Task, timings: dict[str, float]) -> None:
+        self._generation = membership.generation
+        for loader in (self._loader, self._evaluation):
+            if loader is not None:
+                loader.reshard(membership.rank, membership.size)
+        if membership.rank == 0:
+            for row in self._history:
+                if row.step > task.recorded:
+                    self._control.metrics(row)
+            self._control.send({"type": "formed", "step": self.replica.step, "timings": dict(timings)})
+
+    def _train(self, task: Task) -> Outcome:
+        replica = self.replica
+        if self._evaluation_due() or task.checkpoint:
+            self._settle(checkpoint=True)
+        if task.halt:
+            self._writer.wait(self._control.check)
+            return Outcome(Ending.STOPPED, replica.step)
+        fresh = True
+        with Reducer(replica.model, self._collectives) as reducer:
+            while replica.step < self.total_steps and not self._out_of_patience():
+                for batch in self._rest_of_epoch():
+                    wishes, began = self._control.wishes(), time.perf_counter()
+                    result = train_step(
+                        replica.model, replica.optimizer, batch, reducer, self._recipe,
+                        step=replica.step, rank=self._collectives.rank, wishes=wishes,
+                    )  # fmt: skip
+                    replica.step += 1
+                    replica.seen = (replica.seen[0] + result.loss * result.weight, replica.seen[1] + result.weight)
+                    self._record(result, batch.epoch, time.perf_counter() - began)
+                    if fresh and self._collectives.rank == 0:
+                        self._control.send({"type": "stepping", "step": replica.step})
+                    fresh = False
+                    if self._evaluation_due() or result.checkpoint or self._checkpoint_due():
+                        self._settle(checkpoint=True)
+                    if result.stop:
+                        self._writer.wait(self._control.check)
+                        return Outcome(Ending.STOPPED, replica.step)
+                    if replica.step >= self.total_steps or self._out_of_patience():
+                        break
+        self._writer.wait(self._control.check)
+        self._control.wait_decided(replica.evaluated_step)
+        early = replica.step < self.total_steps
+        return Outcome(Ending.FINISHED, replica.step, reason="early stopping" if early else "all steps done")
+
+    def _rest_of_epoch(self) -> "Iterator[Batch]":
+        self._loader.seek(self.replica.step // self.steps_per_epoch, self.replica.step % self.steps_per_epoch)
+        return iter(self._loader)
+
+    def _record(self, result: StepResult, epoch: int, seconds: float) -> None:
+        values = {
+            "train/loss": result.loss,
+            "train/gradient_norm": result.gradient_norm,
+            "train/learning_rate": result.learning_rate,
+            "train/rows": float(result.rows),
+            # As many bits of the hash as a double holds.
+            "train/samples": float(result.samples & ((1 << 53) - 1)),
+            "train/step_s": seconds,
+        }
+        row = Row(self.replica.step, epoch, self._generation, values)
+        self._history.append(row)
+        if self._collectives.rank == 0:
+            self._control.metrics(row)
+
+    def _evaluation_due(self) -> bool:
+        step, every = self.replica.step, self._spec.config.train.evaluate.every
+        if step == self.replica.evaluated_step:
+            return False
+        if step >= self.total_steps:
+            return True
+        if every.steps is not None:
+            return step % every.steps == 0
+        return step % (self.steps_per_epoch * (every.epochs or 1)) == 0
+
+    def _checkpoint_due(self) -> bool:
+        every = self._spec.config.train.checkpoint.every
+        return not isinstance(every, str) and every.steps is not None and self.replica.step % every.steps == 0
+
+    def _out_of_patience(self) -> bool:
+        limit = self._spec.config.train.early_stopping
+        return limit is not None and self.replica.patience.evaluations >= limit.patience
+
+    def _settle(self, *, checkpoint: bool) -> None:
+        """Between two steps: evaluates if it is time, and makes a checkpoint. All ranks do so after the same step."""
+        replica = self.replica
+        replica.synchronise_buffers(self._collectives)
+        metrics: dict[str, float] | None = None
+        if self._evaluation_due():
+            if self._collectives.rank == 0:
+                self._control.wait_decided(replica.evaluated_step)
+            metrics = self._evaluate()
+        if checkpoint:
+            self._checkpoint(metrics)
+
+    def _evaluate(self) -> dict[str, float]:
+        replica, config, began = self.replica, self._spec.config, time.perf_counter()
+        loss, weight = replica.seen
+        metrics = {"train/loss": loss / weight if weight > 0 else float("nan")}
+        if self._evaluation is not None:
+            found = evaluate(
+                replica.model, self._recipe.tasks, self._evaluation_batches(self._evaluation), self._collectives, autocast=self._autocast
+            )  # fmt: skip
+            metrics.update({f"{self._split}/{name}": value for name, value in found.metrics.items()})
+        goal = config.objective
+        if goal.metric not in metrics:
+            raise RequestError(f"objective.metric is {goal.metric!r}; this run has {', '.join(sorted(metrics))}")
+        delta = config.train.early_stopping.min_delta if config.train.early_stopping else 0.0
+        replica.patience = replica.patience.after(metrics[goal.metric], goal.mode, delta)
+        replica.evaluated_step = replica.step
+        replica.seen = (0.0, 0.0)
+        if self._collectives.rank == 0:
+            epoch = replica.step / self.steps_per_epoch
+            seconds = time.perf_counter() - began
+            self._control.send(
+                {"type": "evaluation", "step": replica.step, "epoch": epoch, "metrics": metrics, "seconds": seconds}
+            )
+        return metrics
+
+    def _evaluation_batches(self, loader: Loader) -> "Iterator[Batch]":
+        loader.seek(0, 0)
+        for batch in loader:
+            self._control.check()
+            yield from micro_batches(batch, self._recipe.max_local_rows)
+
+    def _checkpoint(self, metrics: dict[str, float] | None) -> None:
+        began = time.perf_counter()
+        replica, rank = self.replica, self._collectives.rank
+        self._writer.wait(self._control.check)
+        waited = time.perf_counter()
+        tensors = replica.tensors()
+        mine = checkpoints.shares(
+            {n: t.numel() * t.element_size() for n, t in tensors.items()}, self._collectives.size
+        )[rank]
+        copies = {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in mine}
+        message: dict[str, Any] = {"type": "part", "step": replica.step, "rank": rank, "size": self._collectives.size}
+        if rank == 0:
+            epoch, within = divmod(replica.step, self.steps_per_epoch)
+            loader = {"seed": self._spec.config.train.seed, "epoch": epoch, "step": within}
+            message |= {"state": replica.state(), "loader": loader, "metrics": metrics or {}}
+            message |= {"stall_s": time.perf_counter() - waited, "waited_s": waited - began}
+        self._writer.submit(replica.step, self._generation, rank, copies, message)
+
+    def _abandon(self) -> None:
+        """Leaves a generation that failed here, or that was aborted."""
+        self._collectives.abort()
+        self._collectives.leave()
+
+    def _make_loader(self, split: str, batch: int, *, shuffle: bool) -> Loader:
+        return Loader(
+            self._dataset,
+            split,
+            global_batch_size=batch,
+            seed=self._spec.config.train.seed,
+            shuffle=shuffle,
+            device=self._spec.device,
+            row_numbers=shuffle,
+        )
+
+    def _make_evaluation_loader(self, split: str) -> Loader:
+        return self._make_loader(split, max(_EVALUATION_ROWS, self._spec.config.train.global_batch_size), shuffle=False)
+
+    def _autocast(self) -> Any:
+        if self._spec.config.train.precision == "bf16":
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+class _RestoreFailed(Exception):
+    def __init__(self, error: DamagedError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def total_steps(epochs: int | None, max_steps: int | None, steps_per_epoch: int) -> int:
+    """Steps of a whole training: so many epochs, at most ``max_steps``; one epoch if neither is given."""
+    if epochs is None:
+        return steps_per_epoch if max_steps is None else max_steps
+    return epochs * steps_per_epoch if max_steps is None else min(max_steps, epochs * steps_per_epoch)
+
+
+def evaluation_split(metric: str, splits: Iterable[str]) -> str | None:
+    """The split that is evaluated during training: the objective's, or validation when that is ``train/…``.
+
+    Raises:
+        RequestError: the dataset lacks the objective's split.
+    """
+    names, wanted = list(splits), metric.split("/", 1)[0]
+    if wanted == "train":
+        return "validation" if "validation" in names else None
+    if wanted not in names:
+        raise RequestError(
+            f"objective.metric is {metric!r}, but the dataset has no split {wanted!r}; it has {', '.join(names)}. Set "
+            "objective.metric to one of these (train/loss for none), or build the dataset with that split."
+        )
+    return wanted
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise RequestError(
+            f"train.precision is bf16, which {torch.cuda.get_device_name(device)} does not support: use fp32"
+        )
+
+
+@contextlib.contextmanager
+def _timed(into: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        into[name] = time.perf_counter() - began

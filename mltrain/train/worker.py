@@ -1,0 +1,207 @@
+"""One worker: a Ray actor around a trainer. Commands come over its own connection while a generation runs."""
+
+import os
+import socket
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mltrain.errors import CollectiveAborted, MltrainError, TrainingError
+from mltrain.train.control import Ending, Message, Outcome, Row, Wishes
+from mltrain.train.link import Link
+
+if TYPE_CHECKING:
+    from mltrain.collectives import Collectives, Membership
+    from mltrain.train.spec import Spec, Task
+
+# A trainer that is told to abort gets this long before the process ends, when its controller is lost.
+_LAST_WORDS_S = 1.0
+
+
+@dataclass(frozen=True)
+class Contact:
+    """How a worker finds its controller.
+
+    Attributes:
+        address: of the controller's hub.
+        secret: shared by the controller and its workers.
+        run_id: of the run.
+        driver_epoch: of the controller; with the generation it fences off what older ones still say.
+        interval_s: between heartbeats.
+        silence_s: after so long without the controller a worker exits.
+    """
+
+    address: tuple[str, int]
+    secret: str
+    run_id: str
+    driver_epoch: int
+    interval_s: float
+    silence_s: float
+
+
+class RemoteControl:
+    """A `Control` whose other side is a hub."""
+
+    def __init__(self, worker_id: str, contact: Contact) -> None:
+        self._contact = contact
+        self._collectives: Collectives | None = None
+        self._rows: list[list[Any]] = []
+        self._rows_lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._generation = 0
+        self._aborted_through = 0
+        self._stop = self._checkpoint = False
+        self._decided = 0
+        self._link = Link(
+            contact.address,
+            {"worker": worker_id, "secret": contact.secret, "pid": os.getpid(), "host": socket.gethostname()},
+            interval_s=contact.interval_s,
+            silence_s=contact.silence_s,
+            on_command=self._command,
+            on_beat=self._flush,
+            on_lost=self._lost,
+        )
+
+    def use(self, collectives: "Collectives") -> None:
+        """What an abort aborts."""
+        self._collectives = collectives
+
+    def begin(self, generation: int) -> None:
+        """A generation starts.
+
+        Raises:
+            CollectiveAborted: it is older than one seen before, or was aborted before it began.
+        """
+        with self._changed:
+            if generation <= max(self._generation, self._aborted_through):
+                raise CollectiveAborted(f"generation {generation} is over")
+            self._generation = generation
+            self._stop = self._checkpoint = False
+
+    def metrics(self, row: Row) -> None:
+        with self._rows_lock:
+            self._rows.append([row.step, row.epoch, row.generation, row.values])
+
+    def send(self, message: Message) -> None:
+        self._flush()
+        self._link.send({**message, "generation": self._generation})
+
+    def wishes(self) -> Wishes:
+        wishes = Wishes(self._stop, self._checkpoint)
+        self._checkpoint = False
+        return wishes
+
+    def check(self) -> None:
+        if self._aborted_through >= self._generation:
+            raise CollectiveAborted(f"generation {self._generation} was aborted")
+
+    def wait_decided(self, step: int) -> None:
+        with self._changed:
+            while self._decided < step:
+                self.check()
+                self._changed.wait()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._link.close()
+
+    def _command(self, message: Message) -> None:
+        if message["driver_epoch"] != self._contact.driver_epoch:
+            return
+        kind, generation = message["type"], int(message["generation"])
+        with self._changed:
+            if kind == "abort":
+                self._aborted_through = max(self._aborted_through, generation)
+            if kind == "decided":
+                self._decided = max(self._decided, int(message["step"]))
+            if generation == self._generation:
+                self._stop |= kind == "stop"
+                self._checkpoint |= kind in ("checkpoint", "stop") and bool(message.get("checkpoint", True))
+            self._changed.notify_all()
+        if kind == "abort" and generation >= self._generation and self._collectives is not None:
+            self._collectives.abort()
+
+    def _flush(self) -> None:
+        with self._rows_lock:
+            rows, self._rows = self._rows, []
+        if rows:
+            self._link.send({"type": "rows", "rows": rows, "generation": self._generation})
+
+    def _lost(self, why: str) -> None:
+        """Without its controller a worker must neither train nor write: what it did since is void."""
+        with self._changed:
+            self._aborted_through = self._generation
+            self._changed.notify_all()
+        if self._collectives is not None:
+            self._collectives.abort()
+        time.sleep(_LAST_WORDS_S)
+        os._exit(1)
+
+
+class Worker:
+    """The actor's class. Calls may overlap: `run` takes as long as a generation, `ping` answers meanwhile."""
+
+    def __init__(self, worker_id: str, contact: Contact) -> None:
+        self._control = RemoteControl(worker_id, contact)
+        self._trainer: Any = None
+
+    def warm(self, spec: "Spec", cpus: float) -> Outcome | dict[str, Any]:
+        """Imports, builds the model, opens the data: everything that takes time, before anybody waits for it.
+
+        Returns:
+            Where it runs, or how it failed.
+        """
+        import ray
+        import torch
+
+        from mltrain import collectives
+        from mltrain.train.trainer import Trainer
+
+        torch.set_num_threads(max(1, int(cpus)))
+        began = time.perf_counter()
+        try:
+            made = collectives.create(spec.config.train.collectives, device=spec.device)
+            self._control.use(made)
+            self._trainer = Trainer(spec, self._control, made)
+        except MltrainError as error:
+            return Outcome(Ending.FAILED, 0, error, traceback.format_exc())
+        except Exception as error:  # user code may raise anything; the controller reports it
+            return Outcome(Ending.FAILED, 0, TrainingError(f"{type(error).__name__}: {error}"), traceback.format_exc())
+        address = ray.util.get_node_ip_address()
+        return {
+            "node": ray.get_runtime_context().get_node_id(),
+            "address": address,
+            "interface": _interface(address),
+            "warm_s": time.perf_counter() - began,
+        }
+
+    def run(self, membership: "Membership", task: "Task") -> Outcome:
+        """Takes part in a generation."""
+        try:
+            self._control.begin(membership.generation)
+        except CollectiveAborted as error:
+            return Outcome(Ending.ABORTED, self._trainer.replica.step, reason=str(error))
+        outcome: Outcome = self._trainer.run(membership, task)
+        return outcome
+
+    def ping(self) -> int:
+        """Answers, whatever else goes on, with the process id."""
+        return os.getpid()
+
+    def finish(self) -> None:
+        """Ends the background work; the process is about to end."""
+        if self._trainer is not None:
+            self._trainer.close()
+        self._control.close()
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has ``address``."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.family == socket.AF_INET and entry.address == address for entry in addresses):
+            return str(name)
+    return None
