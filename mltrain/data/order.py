@@ -325,8 +325,7 @@ def _feistel(index: _U32, a: Any, b: Any, keys: Any) -> _U32:
     for number in range(0, ROUNDS, 2):
         _round(left, right, keys[number], a, scratch)
         _round(right, left, keys[number + 1], b, scratch)
-    # The half that was mixed last leads: with the halves the other way round, indices that are b apart stayed neighbours
-    # once in b times.
+    # The half that was mixed last leads. The other way round, indices that are b apart stay neighbours once in b times.
     np.multiply(right, a, out=right)
     np.add(right, left, out=right)
     return right

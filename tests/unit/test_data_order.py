@@ -1,0 +1,180 @@
+"""The order of samples: pure functions, over sizes, lanes, windows, batch sizes and memberships."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltrain.data import order
+from mltrain.data.order import Segment, SequentialEpoch, ShuffledEpoch
+
+DIGEST = "d" * 64
+
+sizes = st.lists(st.integers(1, 60), min_size=1, max_size=40)
+lanes = st.sampled_from([1, 2, 4, 8, 16])
+windows = st.integers(1, 9)
+
+
+def epoch_of(
+    shards: list[int], c: int, k: int, *, seed: int = 1, epoch: int = 0, split: str = "train"
+) -> ShuffledEpoch:
+    return ShuffledEpoch(shards, lanes=c, window=k, digest=DIGEST, split=split, seed=seed, epoch=epoch)
+
+
+def canonical(shards: list[int], segments: list[Segment]) -> list[int]:
+    """Canonical row numbers of segments, in delivery order."""
+    starts = np.concatenate([[0], np.cumsum(shards)])
+    rows = []
+    for segment in segments:
+        inside = range(shards[segment.shard])[segment.rows] if isinstance(segment.rows, slice) else segment.rows
+        assert len(inside) == segment.count
+        rows += [int(starts[segment.shard] + row) for row in inside]
+    return rows
+
+
+@given(size=st.integers(1, 3000), keys=st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_the_feistel_network_permutes_every_size(size: int, keys: list[int]) -> None:
+    a, b = order.radices(np.array([size]))
+    index = np.arange(size, dtype=np.uint32)
+    out = order.permute(index, np.uint32(size), a[0], b[0], np.array(keys, np.uint32))
+    assert np.array_equal(np.sort(out), index)
+
+
+@pytest.mark.parametrize("size", [1, 2, 65535, 65536, 131072, 393_217, 2_000_003])
+def test_the_feistel_network_permutes_large_windows_too(size: int) -> None:
+    a, b = order.radices(np.array([size]))
+    index = np.arange(size, dtype=np.uint32)
+    out = order.permute(index, np.uint32(size), a[0], b[0], np.array([1, 2, 3, 4], np.uint32))
+    assert np.array_equal(np.sort(out), index)
+
+
+def test_the_radices_of_the_largest_window_fit_sixteen_bits() -> None:
+    a, b = order.radices(np.array([2**32 - 2**17]))
+    assert int(a[0]) <= 2**16 and int(b[0]) <= 2**16
+    index = np.arange(2**32 - 2**17 - 1000, 2**32 - 2**17, dtype=np.uint32)
+    out = order.permute(index, np.uint32(2**32 - 2**17), a[0], b[0], np.array([9, 8, 7, 6], np.uint32))
+    assert len(np.unique(out)) == 1000 and int(out.max()) < 2**32 - 2**17
+
+
+@given(shards=sizes, c=lanes, k=windows, epoch=st.integers(0, 3))
+@settings(max_examples=80, deadline=None)
+def test_positions_and_canonical_rows_are_a_bijection(shards: list[int], c: int, k: int, epoch: int) -> None:
+    made = epoch_of(shards, c, k, epoch=epoch)
+    rows = made.canonical_rows(np.arange(made.total))
+    assert np.array_equal(np.sort(rows), np.arange(sum(shards)))
+
+
+@given(shards=sizes, c=lanes, k=windows, batch=st.integers(1, 200), worlds=st.lists(st.integers(1, 9), min_size=2))
+@settings(max_examples=80, deadline=None)
+def test_every_step_has_the_same_rows_for_any_number_of_workers(
+    shards: list[int], c: int, k: int, batch: int, worlds: list[int]
+) -> None:
+    """The world size changes after every step, as it may in mid-epoch; each row comes once, in its own step."""
+    made = epoch_of(shards, c, k)
+    expected = made.canonical_rows(np.arange(made.total))
+    for step in range(order.steps(made.total, batch)):
+        world = worlds[step % len(worlds)]
+        shares = [canonical(shards, made.share(step, batch, rank, world)) for rank in range(world)]
+        assert all(share == sorted(share) for share in shares)
+        wanted = expected[step * batch : (step + 1) * batch]
+        assert sorted(row for share in shares for row in share) == sorted(wanted.tolist())
+        sizes_of_shares = [len(share) for share in shares]
+        assert max(sizes_of_shares) - min(sizes_of_shares) <= 1
+
+
+@given(shards=sizes, c=lanes, k=windows, batch=st.integers(1, 200), world=st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_shares_are_contiguous_in_lane_major_order(shards: list[int], c: int, k: int, batch: int, world: int) -> None:
+    made = epoch_of(shards, c, k)
+    for step in range(order.steps(made.total, batch)):
+        positions = np.arange(step * batch, min((step + 1) * batch, made.total))
+        lane_major = positions[np.lexsort((positions // c, positions % c))]
+        rows = made.canonical_rows(lane_major)
+        for rank in range(world):
+            low, high = rank * len(rows) // world, (rank + 1) * len(rows) // world
+            assert canonical(shards, made.share(step, batch, rank, world)) == sorted(rows[low:high].tolist())
+
+
+@given(shards=sizes, batch=st.integers(1, 200), world=st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_without_shuffle_the_order_is_canonical_and_shares_are_contiguous(
+    shards: list[int], batch: int, world: int
+) -> None:
+    made = SequentialEpoch(shards)
+    steps = range(order.steps(made.total, batch))
+    rows = [row for s in steps for r in range(world) for row in canonical(shards, made.share(s, batch, r, world))]
+    assert rows == list(range(sum(shards)))
+
+
+@given(shards=sizes, c=lanes, k=windows)
+@settings(max_examples=100, deadline=None)
+def test_windows_tile_lanes_and_hold_at_least_half_of_k_fragments(shards: list[int], c: int, k: int) -> None:
+    line = np.concatenate([[0], np.cumsum(shards)])
+    total = int(line[-1])
+    quotient, longer = divmod(total, c)
+    lane_starts = np.arange(c + 1) * quotient + np.minimum(np.arange(c + 1), longer)
+    starts, window_lanes = order.cut_windows(line, lane_starts, k)
+    assert starts[0] == 0 and starts[-1] == total and np.all(np.diff(starts) > 0)
+    assert set(lane_starts[:-1][np.diff(lane_starts) > 0]) <= set(starts)
+    cuts = np.unique(np.concatenate([line, lane_starts]))
+    for number in range(len(window_lanes)):
+        fragments = np.count_nonzero((cuts >= starts[number]) & (cuts < starts[number + 1]))
+        alone = np.count_nonzero(window_lanes == window_lanes[number]) == 1
+        assert alone or k / 2 <= fragments < 1.5 * k
+
+
+def test_upcoming_names_every_shard_of_the_share_first() -> None:
+    shards = [50] * 64
+    made = epoch_of(shards, 4, 3)
+    for step in range(0, order.steps(made.total, 128), 3):
+        share = {segment.shard for segment in made.share(step, 128, 1, 2)}
+        upcoming = list(made.upcoming(step, 128, 1, 2))
+        assert share <= set(upcoming)
+        assert len(upcoming) == len(set(upcoming))
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 1}, {"split": "test"}])
+def test_seed_epoch_and_split_each_give_another_order(other: dict[str, int]) -> None:
+    shards = [100] * 20
+    positions = np.arange(2000)
+    first = epoch_of(shards, 1, 3).canonical_rows(positions)
+    second = epoch_of(shards, 1, 3, **other).canonical_rows(positions)  # type: ignore[arg-type]
+    # Of two independent permutations one place in n agrees.
+    assert np.count_nonzero(first == second) < 20
+
+
+def test_a_step_that_is_not_there_is_refused() -> None:
+    with pytest.raises(IndexError, match="step 2 of an epoch of 2 steps"):
+        epoch_of([10], 1, 1).share(2, 5, 0, 1)
+
+
+def test_the_order_never_changes() -> None:
+    """Golden values: runs resume, and results are compared, across versions of this library."""
+    made = epoch_of([1000 + 7 * i for i in range(40)], 2, 3, seed=7, epoch=5)
+    rows = made.canonical_rows(np.arange(made.total))
+    assert rows[:8].tolist() == GOLDEN_ROWS
+    assert hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest() == GOLDEN_DIGEST
+    assert [(s.shard, s.count, int(np.asarray(s.rows)[0])) for s in made.share(3, 512, 1, 3)] == GOLDEN_SHARE
+
+
+@pytest.mark.parametrize(("nodes", "at_most"), [(8, 1.01), (64, 1.06), (63, 1.28)])
+def test_a_node_reads_about_its_own_share_of_the_bytes(nodes: int, at_most: float) -> None:
+    """256 lanes, 32 shards a lane: the shards that nodes touch in an epoch, over the shards there are."""
+    shards = [64] * (256 * 32)
+    made = epoch_of(shards, 256, 4)
+    batch = 256 * 64
+    touched = 0
+    for node in range(nodes):
+        mine: set[int] = set()
+        for step in range(order.steps(made.total, batch)):
+            mine.update(segment.shard for segment in made.share(step, batch, node, nodes))
+        touched += len(mine)
+    assert touched / len(shards) <= at_most
+
+
+GOLDEN_ROWS = [10723, 8563, 33410, 8660, 44266, 35774, 10783, 8959]
+GOLDEN_DIGEST = "c6efeff566cb8d7f337f248f646a6d7a82a1db081c0c5e49d73610a2d2383f13"
+GOLDEN_SHARE = [(8, 47, 23), (10, 26, 46), (30, 33, 33), (32, 37, 42), (38, 1, 1232), (39, 27, 9)]
