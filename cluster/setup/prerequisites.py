@@ -17,6 +17,8 @@ from pathlib import Path
 PYTHONS = ((3, 11), (3, 12))
 JAVAS = (17, 21)
 GO = (1, 25)
+# From here on Go fetches the release that a module asks for as a module, unless GOTOOLCHAIN=local.
+GO_THAT_FETCHES = (1, 21)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +119,11 @@ def _check_go() -> list[Missing]:
     said = re.search(r"go(\d+)\.(\d+)", _output("go", "version"))
     if said is None:
         return [Missing(f"{wanted} (no go on PATH)", "golang-go")]
-    if (int(said.group(1)), int(said.group(2))) < GO:
-        return [Missing(f"{wanted} (go is {said.group(1)}.{said.group(2)}; backports hold newer ones)", "golang-go")]
+    version = (int(said.group(1)), int(said.group(2)))
+    fetches = version >= GO_THAT_FETCHES and _output("go", "env", "GOTOOLCHAIN").strip() != "local"
+    if version < GO and not fetches:
+        found = f"go is {version[0]}.{version[1]}; backports hold newer ones"
+        return [Missing(f"{wanted} ({found})", "golang-go")]
     return []
 
 

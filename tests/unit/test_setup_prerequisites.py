@@ -79,6 +79,14 @@ def test_an_old_go_is_named_with_what_was_found(tools: Path, tmp_path: Path) -> 
     assert "go is 1.19" in _setup(tools, tmp_path, "--tests").stderr
 
 
+def test_a_go_that_fetches_newer_ones_is_enough_unless_it_may_not(tools: Path, tmp_path: Path) -> None:
+    (tools / "patch").unlink()  # so that set-up ends here
+    go = tools / "go"
+    go.write_text('#!/bin/sh\n[ "$1" = env ] && echo "$TOOLCHAIN" || echo go version go1.22.1 linux/amd64\n')
+    assert "Go" not in _setup(tools, tmp_path, "--tests", TOOLCHAIN="auto").stderr
+    assert "go is 1.22" in _setup(tools, tmp_path, "--tests", TOOLCHAIN="local").stderr
+
+
 def test_a_version_managers_shim_that_does_not_run_is_no_python(tools: Path, tmp_path: Path) -> None:
     _tool(tools, "python3.12", "command not found", exit_code=127)
     said = _setup(tools, tmp_path, PYTHON=str(tools / "python3.12")).stderr
