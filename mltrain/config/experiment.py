@@ -31,7 +31,7 @@ class Objective(Strict):
 
     metric: str = Field(default="validation/loss", pattern=r"^[A-Za-z0-9][\w.-]*/\w[\w.@/-]*$")
     """`<split>/<name>`, as in `validation/auc`."""
-    mode: Literal["min", "max"] | None = None
+    mode: Literal["min", "max"] = "min"
     """Which way is better; known for the library's own metrics."""
 
     @property
@@ -295,7 +295,7 @@ class Experiment(Strict):
     """A dataset's name, name@digest or URI, or the mapping of a dataset file; resolved once and recorded."""
     model: ModelConfig = ModelConfig()
     """The function that builds the model."""
-    objective: Objective = Objective.model_validate({})
+    objective: Objective = Objective()
     """What best means."""
     train: TrainConfig = TrainConfig.model_validate({})
     """How the model is trained."""

@@ -175,7 +175,8 @@ def _reference(reference: str, base: Path, key: str) -> str:
             raise ConfigError(f"{key} {reference!r}: a path names a .py file, as in ./model.py:build")
         return reference
     file = (base / Path(place).expanduser()).resolve()
-    if not file.is_file():
+    # An absolute path may be a stored run's, read where its code lies beside it and not there.
+    if not Path(place).is_absolute() and not file.is_file():
         raise ConfigError(f"{key} {reference!r}: there is no file {file}")
     return f"{file}:{name}"
 

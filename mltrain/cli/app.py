@@ -1,0 +1,86 @@
+"""The command line: groups and commands, and how whatever happens becomes an exit code.
+
+0 done; 1 the work failed, or what was checked is damaged; 2 the request was wrong; 75 stopped, and the printed command
+goes on. A command that cannot be resumed ends with 130 after SIGINT and 143 after SIGTERM, as shells have it.
+"""
+
+import logging
+import signal
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+import mltrain
+from mltrain.cli import output
+from mltrain.cli.config import config
+from mltrain.cli.dataset import dataset
+from mltrain.cli.machine import demo, doctor, jobs
+from mltrain.cli.options import INTERRUPTED, TERMINATED, Terminated, terminate
+from mltrain.cli.runs import runs
+from mltrain.cli.train import train
+from mltrain.cli.tune import tune
+from mltrain.errors import MissingDependencyError, MltrainError, RequestError
+
+# Which extra brings a module that is not there.
+_EXTRAS = {
+    "pyspark": "spark",
+    "delta": "spark",
+    "py4j": "spark",
+    "torch": "torch",
+    "torchmetrics": "torch",
+    "safetensors": "torch",
+    "tensorboard": "torch",
+    "ray": "ray",
+    "cloudpickle": "ray",
+    "matplotlib": "notebook",
+    "pandas": "notebook",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(mltrain.__version__, prog_name="mltrain")
+def command() -> None:
+    """From a Delta Lake table to a trained, evaluated, recorded model on preemptible GPU nodes."""
+
+
+for each in (demo, doctor, config, dataset, train, tune, runs, jobs):
+    command.add_command(each)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line and answers its exit code."""
+    debug = "--debug" in arguments
+    log = output.configure_logging(debug)
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        return command.main(list(arguments), prog_name="mltrain", standalone_mode=False) or 0
+    except click.ClickException as error:
+        hint = f"\n{error.ctx.get_usage()}" if isinstance(error, click.UsageError) and error.ctx else ""
+        output.error(f"{error.format_message()}{hint}")
+        return RequestError.exit_code
+    except click.Abort as abort:
+        return TERMINATED if isinstance(abort.__cause__, Terminated) else INTERRUPTED
+    except Exception as error:
+        return _failed(error, log, debug)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _failed(error: Exception, log: Path, debug: bool) -> int:
+    # Not before the traceback is in the log: the message below says that it is.
+    logging.getLogger(__name__).log(logging.DEBUG if debug else logging.INFO, "failed", exc_info=error)
+    if debug:
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
+        output.error(f"{error.name} is not installed: pip install 'mltrain[{extra}]'")
+        return MissingDependencyError.exit_code
+    if isinstance(error, MltrainError):
+        output.error(str(error))
+        return error.exit_code
+    output.error(
+        f"{type(error).__name__}: {error}\nThis is a mistake in mltrain, or in code that it was given; "
+        f"--debug shows where, and {log} has it too"
+    )
+    return 1

@@ -1,0 +1,116 @@
+"""``mltrain dataset``."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mltrain.cli.options import common, config_options, load, needed, root_of
+from mltrain.cli.output import Output, short, table
+from mltrain.errors import RequestError
+
+if TYPE_CHECKING:
+    from mltrain.data import Dataset
+
+_reference = click.argument("reference", required=False, metavar="[NAME|NAME@DIGEST|DIGEST|URI]")
+_root = click.option("--root", metavar="URI", help="Where the dataset lies, if it is named without a URI and a file.")
+
+
+@click.group()
+def dataset() -> None:
+    """Datasets: made from Delta tables, read by trainings."""
+
+
+@dataset.command()
+@config_options
+@common
+def build(out: Output, config: str | None, overrides: Sequence[str]) -> None:
+    """Make a version of a Delta table into a dataset, with Spark."""
+    from mltrain import config as configs
+
+    file = configs.load_dataset(needed(config), overrides)
+    from mltrain import features
+
+    report = features.build(file, progress=out.progress)
+    verb = "was there already" if report.reused else "built"
+    rows = ", ".join(f"{split} {count:,}" for split, count in report.rows.items())
+    out.result(
+        report,
+        f"dataset {report.name} {verb} in {report.seconds:.1f} s: {rows} rows, {report.shards} shards",
+        f"digest  {report.digest}",
+        f"at      {report.uri}",
+    )
+
+
+@dataset.command()
+@_reference
+@config_options
+@_root
+@common
+def show(out: Output, reference: str | None, config: str | None, overrides: Sequence[str], root: str | None) -> None:
+    """Print schema, splits, provenance and statistics. It reads the manifest only."""
+    summary = _open(reference, config, overrides, root).summary()
+    out.result(summary, *_shown(summary))
+
+
+@dataset.command()
+@_reference
+@config_options
+@_root
+@common
+def verify(out: Output, reference: str | None, config: str | None, overrides: Sequence[str], root: str | None) -> int:
+    """Read and hash everything again, and name what is damaged: exit 1 if something is."""
+    report = _open(reference, config, overrides, root).verify(progress=out.progress)
+    lines = [f"{path}: {fault}" for path, fault in report.damaged.items()]
+    verdict = f"{len(lines)} damaged" if lines else "all well"
+    seen = f"{report.shards} shards, {report.rows:,} rows, {report.size_bytes:,} bytes"
+    out.result({**vars(report), "ok": report.ok}, *lines, f"dataset {report.digest}: {verdict} ({seen})")
+    return 0 if report.ok else 1
+
+
+def _open(reference: str | None, config: str | None, overrides: Sequence[str], root: str | None) -> "Dataset":
+    """The dataset that was named, or that the file makes or uses."""
+    from mltrain.data import Dataset, NodeCache
+
+    cache = None
+    if reference is None:
+        if config is None:
+            raise RequestError("no dataset: name one (NAME, NAME@DIGEST or URI), or a file with -c FILE")
+        if root is not None:
+            raise RequestError("--root and -c both name a root; give one of them")
+        loaded = load(config, overrides)
+        cache = NodeCache(loaded.cache.directory, loaded.cache.budget_bytes)
+        reference = loaded.dataset if isinstance(loaded.dataset, str) else loaded.name
+        root = loaded.root
+    elif "/" not in reference:
+        root = root_of(config, overrides, root)
+    return Dataset.open(reference, root=root, cache=cache)
+
+
+def _shown(summary: dict[str, Any]) -> list[Any]:
+    lines: list[Any] = [
+        f"dataset {summary['name'] or ''}".rstrip(),
+        f"digest  {summary['digest']}",
+        f"at      {summary['uri']}",
+    ]
+    source = summary["provenance"].get("table", {})
+    if source:
+        lines.append(f"from    {source.get('uri')} version {source.get('version')}")
+    splits = [
+        (name, f"{split['rows']:,}", split["shards"], f"{split['size_bytes']:,}", split["lanes"], split["window"])
+        for name, split in summary["splits"].items()
+    ]
+    lines.append(table(["split", "rows", "shards", "bytes", "lanes", "window"], splits))
+    first = next(iter(summary["splits"]))
+    statistics = summary["splits"][first]["statistics"]
+    columns = [_column(column, statistics.get(column["name"], {})) for column in summary["schema"]["columns"]]
+    lines.append(
+        table(["column", "role", "kind", "dtype", "cardinality", f"{first} mean", "min", "max", "missing"], columns)
+    )
+    return lines
+
+
+def _column(column: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
+    said = [column.get(key) for key in ("name", "role", "kind", "dtype", "cardinality")]
+    seen = [statistics.get(key) for key in ("mean", "minimum", "maximum", "missing")]
+    return [short(value) for value in (*said, *seen)]

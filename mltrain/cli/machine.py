@@ -1,0 +1,64 @@
+"""``mltrain demo``, ``mltrain doctor`` and ``mltrain jobs``: trying it out, and putting it to work."""
+
+from typing import Literal
+
+import click
+
+from mltrain.cli.options import common, resumable
+from mltrain.cli.output import Output, table
+
+
+@click.command()
+@click.option("--root", metavar="URI", default="./out", help="Where everything goes: a path or a URI.")
+@click.option("--trials", default=8, type=click.IntRange(min=1), help="Trials of the sweep.")
+@click.option("--workers", default=2, type=click.IntRange(min=0), help="Workers of each trial.")
+@common
+@resumable
+def demo(out: Output, root: str, trials: int, workers: int) -> None:
+    """Take the Adult sample from a Delta table to the best model of a sweep, on this machine."""
+    from mltrain.cli.demo import demo as whole_path
+
+    whole_path(root, trials, workers)
+
+
+@click.command()
+@click.option("--on", type=click.Choice(["spark", "ray"]), help="Look at Spark's executors or Ray's workers.")
+@click.option("--root", metavar="URI", default="./out", help="Where artefacts would go.")
+@common
+def doctor(out: Output, on: Literal["spark", "ray"] | None, root: str) -> int:
+    """Say what is installed and works, here or on the executors or workers: exit 1 if something is broken."""
+    from mltrain.cli import doctor as looking
+
+    rows = looking.doctor(on, root)
+    shown = table(
+        ["", "where", "what", "seen", "to do"],
+        ((row.status, row.where, row.name, row.detail, row.remedy) for row in rows),
+    )
+    out.result(rows, shown)
+    return looking.exit_code(rows)
+
+
+@click.group()
+def jobs() -> None:
+    """Scripts and jars for spark-submit and ray job submit."""
+
+
+@jobs.command()
+@click.argument("name", type=click.Choice(["build_dataset", "train", "sweep"]))
+@common
+def path(out: Output, name: str) -> None:
+    """Print where a job script is."""
+    from mltrain.cli import jobs as shipped
+
+    found = str(shipped.path(name))
+    out.result({"path": found}, found)
+
+
+@jobs.command()
+@common
+def packages(out: Output) -> None:
+    """Print what follows spark-submit --packages."""
+    from mltrain.cli import jobs as shipped
+
+    found = shipped.packages()
+    out.result({"packages": found}, found)

@@ -1,0 +1,46 @@
+"""``mltrain tune``."""
+
+from collections.abc import Sequence
+
+import click
+
+from mltrain.cli.options import common, config_options, needed, resumable
+from mltrain.cli.output import Output, plain
+from mltrain.cli.runs import trials_table
+from mltrain.errors import RequestError
+
+
+@click.group()
+def tune() -> None:
+    """Sweeps over hyperparameters."""
+
+
+@tune.command()
+@config_options
+@click.option("--run-id", metavar="ID", help="Creates this sweep, or resumes it. By default NAME-UTC-RANDOM.")
+@common
+@resumable
+def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str | None) -> int:
+    """Run a sweep. The first SIGINT or SIGTERM stops it resumably and exits 75, a second exits at once."""
+    from mltrain import config as configs
+
+    experiment = configs.load_experiment(needed(config), overrides)
+    if experiment.tune is None:
+        raise RequestError(f"{config} has no tune: say what is searched, or use `mltrain train run`")
+    from mltrain import tune as sweeps
+
+    result = sweeps.run(experiment, run_id=run_id, progress=out.progress)
+    rows = result.table.to_pylist(maps_as_pydicts="strict")
+    best = result.best
+    out.result(
+        {
+            "run_id": result.run_id,
+            "status": result.status,
+            "best": plain(best.to_json()) if best is not None else None,
+            "trials": rows,
+        },
+        trials_table(rows, experiment.objective.metric),
+        f"sweep {result.run_id} {result.status}",
+        f"best    {best.run_id} with {best.metrics}" if best is not None else "no trial has a result",
+    )
+    return 1 if result.status == "failed" else 0
