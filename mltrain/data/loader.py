@@ -4,13 +4,14 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mltrain.data.batch import Batch
 from mltrain.data.dataset import Dataset
-from mltrain.data.order import EpochOrder, SequentialEpoch, ShuffledEpoch, share_bounds, steps
+from mltrain.data.order import EpochOrder, Segment, SequentialEpoch, ShuffledEpoch, share_bounds, steps
 from mltrain.data.pipeline import Pipeline
 from mltrain.errors import RequestError
 
@@ -256,7 +257,7 @@ class _Iteration(Iterator[Batch]):
         epoch, first = loader.position
         self._loader = loader
         plan = _Plan(loader, epoch)
-        self._pipeline = Pipeline(iter(range(first, len(loader))), loader._ring(), plan.prepare)
+        self._pipeline = Pipeline(iter(range(first, len(loader))), loader._ring(), plan.prepare, plan.close)
         self._held: list[Slot] = []
         self._closed = False
         self._finalizer = weakref.finalize(self, self._pipeline.close)
@@ -307,6 +308,23 @@ class _Plan:
         self._gatherer = loader._gatherer()
         self._device = loader._device
         self._looked: int | None = None
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="mltrain-order")
+        self._planned: tuple[int, Future[list[Segment]]] | None = None
+        self._steps = len(loader)
+
+    def close(self) -> None:
+        """Ends the planning thread."""
+        self._planner.shutdown(wait=False, cancel_futures=True)
+
+    def _share(self, step: int) -> list[Segment]:
+        """What to read in a step; what the next one reads is worked out while this one is gathered."""
+        planned = self._planned
+        order = self._order.share
+        where = self._size, self._rank, self._world_size
+        segments = planned[1].result() if planned is not None and planned[0] == step else order(step, *where)
+        if step + 1 < self._steps:
+            self._planned = (step + 1, self._planner.submit(order, step + 1, *where))
+        return segments
 
     def prepare(self, step: int, slot: "Slot") -> Batch:
         """Gathers the share of a step."""
@@ -314,7 +332,7 @@ class _Plan:
         if self._gatherer.source.remote and (self._looked is None or step >= self._looked + _LOOK_AHEAD_STEPS):
             self._gatherer.prefetch(self._order.upcoming(step, self._size, self._rank, self._world_size))
             self._looked = step
-        segments = self._order.share(step, self._size, self._rank, self._world_size)
+        segments = self._share(step)
         if self._device is not None:
             self._device.wait_until_free(slot)
         batch = self._gatherer.fill(slot, segments, epoch=self._epoch, step=step, global_rows=end - first)

@@ -20,6 +20,7 @@ in ``_VERSION``.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -149,6 +150,8 @@ class ShuffledEpoch:
         sizes_of_windows = np.diff(self._window_starts)
         self._radices = radices(sizes_of_windows)
         self._window_keys = _round_keys(window_lanes, len(sizes_of_windows), window_key)
+        # Consecutive steps lie in the same windows.
+        self._cuts = functools.lru_cache(maxsize=4)(self._find_cuts)
 
     def share(self, step: int, batch_size: int, rank: int, world_size: int) -> list[Segment]:
         """What one rank reads in one step, by shard in canonical order, rows ascending."""
@@ -237,19 +240,23 @@ class ShuffledEpoch:
 
     def _by_shard(self, line_rows: NDArray[Any], windows: Rows) -> list[Segment]:
         """Cuts ascending places in the line at shards and puts the pieces in canonical order."""
-        fragments = self._fragments(windows)
-        starts = self._line_starts[fragments]
-        bounds = np.append(np.searchsorted(line_rows, starts.astype(line_rows.dtype)), len(line_rows))
+        starts, shards, canonical = self._cuts(windows.tobytes())
+        bounds = np.append(np.searchsorted(line_rows, starts.astype(line_rows.dtype)), len(line_rows)).tolist()
         line_rows = line_rows.astype(np.int64)
         segments = []
-        shards = self._line[fragments]
-        for i in np.argsort(shards, kind="stable"):
+        for i in canonical:
             low, high = bounds[i], bounds[i + 1]
             if high > low:
                 rows = line_rows[low:high]
                 rows -= starts[i]
-                segments.append(Segment(int(shards[i]), rows, int(high - low)))
+                segments.append(Segment(shards[i], rows, high - low))
         return segments
+
+    def _find_cuts(self, windows: bytes) -> tuple[Rows, list[int], list[int]]:
+        """Of the shards that windows hold: starts in the line, shards, and their canonical order."""
+        fragments = self._fragments(np.frombuffer(windows, np.int64))
+        shards = self._line[fragments]
+        return self._line_starts[fragments], shards.tolist(), np.argsort(shards, kind="stable").tolist()
 
 
 def cut_windows(line_starts: Rows, lane_starts: Rows, window: int) -> tuple[Rows, Rows]:

@@ -24,7 +24,8 @@ def test_a_sweep_is_drawn_with_its_trials_curves(tmp_path: Path) -> None:
         recorded(tmp_path, f"s-{number}", steps=300)
         metrics = {} if status == "failed" else {"validation/auc": 0.8 + number / 100}
         results.append(root, row(f"s-{number}", status, kind="trial", sweep_id="s", metrics=metrics))
-    results.append(root, row("s", kind="sweep", metrics={"validation/auc": 0.81}))
+    config = "objective: {metric: validation/auc, mode: max}"
+    results.append(root, row("s", kind="sweep", metrics={"validation/auc": 0.81}, config=config))
     files = results.plot(root, ["s"], tmp_path / "plots")
     assert [file.name for file in files] == ["s-sweep.png", "s-curves.png"]
     assert all(file.read_bytes().startswith(PNG) for file in files)

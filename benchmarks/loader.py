@@ -1,0 +1,121 @@
+"""The shuffled loader beside a gather from memory, and a sequential pass beside a copy of memory.
+
+Claims: a shuffled epoch runs at >= 0.7x of ``index_select(out=)`` of random rows over the same packed layout already in
+memory; a sequential pass at >= 0.8x of a copy of the same bytes. One process; sides alternate, ratios are of medians.
+
+    python benchmarks/loader.py [--rows 4000000] [--batch 8192] [--rounds 5]
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mltrain.data import Column, Dataset, Loader, Schema, ShardEntry, assemble, publish, write_shard
+from mltrain.data.shard import blob_path
+from mltrain.storage import open_store
+
+FLOATS, INTS, ROWS_PER_SHARD = 13, 26, 131072
+
+
+def workload(root: Path, rows: int) -> Dataset:
+    """Label and 13 float columns, 26 int columns: 160 bytes a row."""
+    columns = [Column("id", "key", "carried", "int64")]
+    columns += [Column(f"x{i}", "feature", "numeric", "float32") for i in range(FLOATS)]
+    columns += [Column(f"c{i}", "feature", "categorical", "int32", cardinality=1000) for i in range(INTS)]
+    columns.append(Column("y", "label", "binary", "float32", classes=(0, 1), type="binary"))
+    schema = Schema(tuple(columns), ("id",))
+    store = open_store(root)
+    rng = np.random.default_rng(0)
+    entries = []
+    for bucket, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
+        count = min(ROWS_PER_SHARD, rows - start)
+        values = {"id": np.arange(start, start + count), "y": rng.integers(0, 2, count).astype(np.float32)}
+        values |= {f"x{i}": rng.random(count, np.float32) for i in range(FLOATS)}
+        values |= {f"c{i}": rng.integers(0, 1000, count).astype(np.int32) for i in range(INTS)}
+        shard = write_shard(values, schema)
+        store.put(blob_path(shard.blob), memoryview(shard.buffer))
+        entries.append(ShardEntry.of(shard, split="train", increment=0, bucket=bucket))
+    manifest, blobs = assemble(schema, {}, ("train",), entries)
+    publish(store, manifest, blobs, name="workload", build_id="benchmark", provenance={})
+    return Dataset.open("workload", root=root)
+
+
+def roofline(rows: int, batch: int) -> Callable[[], None]:
+    """Per batch, index_select of random rows from two matrices in memory into preallocated buffers."""
+    floats, ints = torch.rand(rows, FLOATS + 1), torch.zeros(rows, INTS, dtype=torch.int32)
+    out = torch.empty(batch, FLOATS + 1), torch.empty(batch, INTS, dtype=torch.int32)
+    batches = [part for part in torch.split(torch.randperm(rows), batch) if len(part) == batch]
+
+    def run() -> None:
+        for index in batches:
+            torch.index_select(floats, 0, index, out=out[0])
+            torch.index_select(ints, 0, index, out=out[1])
+
+    return run
+
+
+def memory_copy(rows: int, batch: int) -> Callable[[], None]:
+    """The same bytes, copied batch by batch from memory into preallocated buffers."""
+    floats, ints = torch.rand(rows, FLOATS + 1), torch.zeros(rows, INTS, dtype=torch.int32)
+    out = torch.empty(batch, FLOATS + 1), torch.empty(batch, INTS, dtype=torch.int32)
+
+    def run() -> None:
+        for start in range(0, rows - batch + 1, batch):
+            out[0].copy_(floats[start : start + batch])
+            out[1].copy_(ints[start : start + batch])
+
+    return run
+
+
+def epoch(loader: Loader) -> Callable[[], None]:
+    """One epoch of a loader."""
+
+    def run() -> None:
+        for _ in loader:
+            pass
+
+    return run
+
+
+def compare(name: str, ours: Callable[[], None], theirs: Callable[[], None], rows: int, rounds: int) -> None:
+    """Alternates the two sides and prints medians and their ratio."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 1):
+        for side, run in zip(times, (ours, theirs), strict=True):
+            start = time.perf_counter()
+            run()
+            side.append(time.perf_counter() - start)
+    mine, other = (rows / statistics.median(side[1:]) / 1e6 for side in times)
+    print(f"{name:<34} {mine:8.1f} {other:10.1f} {mine / other:8.2f}")
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4_000_000)
+    parser.add_argument("--batch", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as folder:
+        dataset = workload(Path(folder), args.rows)
+        print(
+            f"{args.rows} rows of {4 * (FLOATS + INTS + 1)} bytes, batch {args.batch}, M rows/s, medians of {args.rounds}"
+        )
+        print(f"{'':<34} {'loader':>8} {'roofline':>10} {'ratio':>8}")
+        for name, shuffle, other in (
+            ("shuffled / gather in memory", True, roofline),
+            ("sequential / copy of memory", False, memory_copy),
+        ):
+            loader = Loader(dataset, "train", global_batch_size=args.batch, shuffle=shuffle)
+            compare(name, epoch(loader), other(args.rows, args.batch), args.rows, args.rounds)
+            print(f"  waited {loader.counters.wait_s:.1f} s for {loader.counters.batches} batches")
+
+
+if __name__ == "__main__":
+    main()
