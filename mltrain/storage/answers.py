@@ -14,6 +14,7 @@ class Answer(enum.Enum):
 
     LOST = "lost"  # no usable answer: it may have been carried out
     BUSY = "busy"  # refused for now: it was not carried out
+    NO_CREDENTIALS = "no credentials"  # the instance, asked for them, gave none: it was not sent
     BEYOND_END = "beyond end"
     FINAL = "final"
 
@@ -23,7 +24,7 @@ class Failure:
     """A request that failed.
 
     Attributes:
-        error: what to raise; None where asking again can help.
+        error: what to raise in the end; None where nothing better can be said than that it did not work.
         seen: one line about what was seen.
     """
 
@@ -35,7 +36,7 @@ class Failure:
 _STATUS = re.compile(r"status code: (\d{3})(?: ([A-Za-z ]+))?")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
-_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "169.254.170.2", "Missing credentials")
+_CREDENTIAL_SOURCES = ("169.254.169.254", "169.254.170.2", "/latest/api/token", "/latest/meta-data", "metadata.google")
 # Said of an object or, by HEAD, of nothing at all; any other 404 is about the bucket or the account.
 _NO_OBJECT = frozenset({"NoSuchKey", "BlobNotFound", None})
 _BUSY = frozenset({409, 429})
@@ -51,8 +52,9 @@ def explain(where: str, error: Exception) -> Failure:
     status = int(match[1]) if (match := _STATUS.search(text)) else None
     code = match[1] if (match := _CODE.search(text)) else None
     seen = _seen(text, code)
-    if any(mark in text for mark in _NO_CREDENTIALS):
-        return _refused(f"{where}: there are no credentials, and the instance gave none ({seen}); {_CREDENTIALS}", seen)
+    if any(source in text for source in _CREDENTIAL_SOURCES):
+        message = f"{where}: the environment holds no credentials, and the instance gave none ({seen}); {_CREDENTIALS}"
+        return Failure(Answer.NO_CREDENTIALS, seen, StorageAccessError(message))
     if status in _BUSY:
         return Failure(Answer.BUSY, seen)
     if isinstance(error, FileNotFoundError) or status == 404:

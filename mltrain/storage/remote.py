@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 _PART_BYTES = 8 << 20
 _PARALLEL_PARTS = 4
 _REQUEST_S = 30.0
+_FIRST_CONTACT_S = 15.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
@@ -44,6 +45,7 @@ class RemoteStore(Store):
         self._place = place
         self._deadline_s = deadline_s
         self._client = _connect(place, deadline_s) if client is None else client
+        self._reached = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteStore, (self._place, self._deadline_s)
@@ -179,6 +181,11 @@ class RemoteStore(Store):
         except NotFoundError:
             pass  # GCS and Azure say so
 
+    def check_writable(self) -> None:
+        # Who waits for this is at the start of a job, and perhaps mistyped the endpoint.
+        patience_s = min(self._deadline_s, _FIRST_CONTACT_S)
+        super(RemoteStore, RemoteStore(self._place, patience_s)).check_writable()
+
     def _key(self, path: str) -> str:
         return f"{self._place.path}/{checked(path)}".lstrip("/")
 
@@ -193,15 +200,17 @@ class RemoteStore(Store):
         pause_s = _FIRST_PAUSE_S
         for tries in itertools.count(1):
             try:
-                return attempt()
+                result = attempt()
+                self._reached = True
+                return result
             except (exceptions.BaseError, FileNotFoundError, TimeoutError) as error:
                 failure = explain(where, error)
-                _raise_final(failure, error)
+                self._raise_final(failure, error)
                 if repeated is not None and failure.answer is Answer.LOST:
                     repeated.happened = True
                 wait_s = pause_s * random.uniform(0.5, 1.0)
                 if time.monotonic() + wait_s > deadline:
-                    raise StorageError(
+                    raise failure.error or StorageError(
                         f"{where}: no success in {self._deadline_s:g} s ({tries} tries); last seen: {failure.seen}. "
                         "Check the endpoint, the network and the server, or raise storage.deadline_s"
                     ) from error
@@ -209,6 +218,14 @@ class RemoteStore(Store):
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise AssertionError("itertools.count ended")
+
+    def _raise_final(self, failure: Failure, error: Exception) -> None:
+        """Raises what asking again cannot mend."""
+        if failure.answer is Answer.BEYOND_END:
+            raise _BeyondEnd(failure.seen) from error
+        # An instance that gave credentials before will give them again.
+        if failure.error is not None and not (failure.answer is Answer.NO_CREDENTIALS and self._reached):
+            raise failure.error from error
 
 
 _PAGE = 1000
@@ -225,13 +242,6 @@ class _Repeated:
 
 class _BeyondEnd(StorageError):
     """A range starts where the object has ended."""
-
-
-def _raise_final(failure: Failure, error: Exception) -> None:
-    if failure.answer is Answer.BEYOND_END:
-        raise _BeyondEnd(failure.seen) from error
-    if failure.error is not None:
-        raise failure.error from error
 
 
 def _connect(place: Location, deadline_s: float) -> Client:

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -183,11 +182,11 @@ class TestLocalStore(StoreContract):
 
 class TestS3Store(StoreContract):
     @pytest.fixture
-    def store(self, s3_server: S3Server) -> Iterator[Store]:
-        yield open_store(s3_server.bucket(), deadline_s=20)
+    def store(self, s3_server: S3Server) -> Store:
+        return open_store(s3_server.bucket(), deadline_s=20)
 
 
 class TestS3StoreBelowAPrefix(StoreContract):
     @pytest.fixture
-    def store(self, s3_server: S3Server) -> Iterator[Store]:
-        yield open_store(f"{s3_server.bucket().replace('s3:', 's3a:')}/team/pro d/", deadline_s=20)
+    def store(self, s3_server: S3Server) -> Store:
+        return open_store(f"{s3_server.bucket().replace('s3:', 's3a:')}/team/pro d/", deadline_s=20)

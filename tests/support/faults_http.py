@@ -4,7 +4,7 @@ import enum
 import http.client
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +37,7 @@ class FaultyProxy:
         self._planned: list[_Planned] = []
         self.met: Counter[Fault] = Counter()
         self.requests: Counter[str] = Counter()
+        self.before_request: Callable[[str, str], None] = lambda method, path: None
         target = urlsplit(endpoint)
         assert target.hostname is not None and target.port is not None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, target.hostname, target.port))
@@ -72,6 +73,7 @@ def _handler(proxy: FaultyProxy, host: str, port: int) -> type[BaseHTTPRequestHa
 
         def _handle(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            proxy.before_request(self.command, self.path)
             fault = proxy.next_fault(self.command, self.path)
             if fault is Fault.CUT_BEFORE:
                 self._cut()
