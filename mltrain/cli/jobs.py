@@ -4,11 +4,9 @@ from pathlib import Path
 
 from mltrain.cli import shipped
 
-NAMES = ("build_dataset", "train", "sweep")
-
 
 def path(name: str) -> Path:
-    """The script of the job ``name``, one of `NAMES`.
+    """The script of a job: "build_dataset", "train" or "sweep".
 
     Raises:
         MissingDependencyError: the installation lacks it.
@@ -16,11 +14,17 @@ def path(name: str) -> Path:
     return shipped.path(f"jobs/{name}.py")
 
 
-def packages() -> str:
-    """What follows ``spark-submit --packages``, unquoted: the coordinates and the exclusion that belongs to them.
+def packages() -> dict[str, list[str]]:
+    """The coordinates of the jars that Spark needs ("packages"), and of those to leave out ("exclude_packages").
 
     Without the exclusion every executor would get the whole AWS SDK, 640 MB, where s3a uses 40 MB of it.
     """
     from mltrain.features import packages as jars
 
-    return f"{jars.packages()} --exclude-packages {jars.excludes()}"
+    return {"packages": jars.packages().split(","), "exclude_packages": jars.excludes().split(",")}
+
+
+def submit_words() -> str:
+    """What follows ``spark-submit --packages``, unquoted: the coordinates, and the flag that leaves the rest out."""
+    found = packages()
+    return f"{','.join(found['packages'])} --exclude-packages {','.join(found['exclude_packages'])}"

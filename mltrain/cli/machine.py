@@ -60,5 +60,4 @@ def packages(out: Output) -> None:
     """Print what follows spark-submit --packages."""
     from mltrain.cli import jobs as shipped
 
-    found = shipped.packages()
-    out.result({"packages": found}, found)
+    out.result(shipped.packages(), shipped.submit_words())

@@ -152,7 +152,7 @@ class RemoteStore(Store):
         answer = obstore.put(
             self._client,
             self._key(path),
-            data,
+            data.cast("B") if isinstance(data, memoryview) else data,  # obstore refuses Arrow's signed bytes
             mode=mode,
             use_multipart=multipart,
             chunk_size=_PART_BYTES,
