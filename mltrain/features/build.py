@@ -1,7 +1,6 @@
 """``dataset build``: from one version of a Delta table to a published dataset."""
 
 import logging
-import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,6 @@ from mltrain.features.plan import NUMBER, Plan, plan
 from mltrain.features.problems import refuse
 from mltrain.features.scatter import Encoder, Places, scatter
 from mltrain.features.session import engine_errors, session
-from mltrain.features.sql import column
 from mltrain.features.statistics import SAMPLE, TRAIN, Statistics
 from mltrain.features.table import Source, open_table
 from mltrain.storage import Store, open_store
@@ -37,9 +35,6 @@ MEDIAN_ROWS = 1 << 16
 """Medians are exact up to this many training rows; beyond, they are those of about as many, chosen by key hash."""
 _MEDIAN_VALUES = 1 << 24
 _MEDIAN_DOMAIN = "mltrain/median"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_FIRST_SPLITS = ("train", "validation", "test")
-_MAX_SPLITS = 100
 
 Progress = Callable[[str], None]
 
@@ -186,17 +181,8 @@ def _split(frame: DataFrame, spec: DatasetSpec, planned: Plan) -> tuple[tuple[st
         return names, splits.stratified(frame, name, planned.identity, by.fractions, by.seed)
     if by.method == "time":
         return names, splits.by_time(frame, name, planned.schema.field(name).type, by.fractions)
-    values = frame.select(column(name)).distinct().limit(_MAX_SPLITS + 1).collect()
-    found = {row[0] for row in values if row[0] is not None}
-    wrong = sorted(value for value in found if not _NAME.fullmatch(value))
-    refuse(
-        f"split by column {name!r}",
-        [f"{wrong[0]!r} is no name of a split (letters, digits, '.', '_', '-')"] * bool(wrong)
-        + [f"it has more than {_MAX_SPLITS} values"] * (len(values) > _MAX_SPLITS)
-        + ["no row is in the split 'train'"] * (bool(found) and "train" not in found),
-    )
-    names = (*(one for one in _FIRST_SPLITS if one in found), *sorted(found - set(_FIRST_SPLITS)))
-    return names or ("train",), splits.by_column(name, names)
+    names = splits.names_in(frame, name)
+    return names, splits.by_column(name, names)
 
 
 def _rows_per_split(names: Sequence[str], counted: Census) -> dict[str, int]:

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 import mltrain
-from mltrain.config import DatasetFile, DatasetSpec
-from mltrain.data.manifest import Manifest, canonical_json, manifest_path
+from mltrain.config import DatasetFile, DatasetSpec, to_yaml
+from mltrain.data.manifest import Manifest, manifest_path
 from mltrain.data.publish import build_path, read_manifest, read_pointer
 from mltrain.data.shard import blob_path
 from mltrain.errors import DamagedError, NotFoundError
@@ -26,7 +26,8 @@ def recipe(spec: DatasetSpec, source: Source) -> str:
     """Hash of everything that determines the dataset: builds with one recipe have one digest."""
     settled = spec.model_dump(mode="json", exclude={"table", "version", "timestamp"})
     content = {"version": RECIPE_VERSION, "table": [source.table_id, source.version], "dataset": settled}
-    return hashlib.sha256(canonical_json(content)).hexdigest()
+    # Not canonical JSON: of patterns and splits the order counts.
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def same_build(store: Store, name: str, wanted: str) -> Manifest | None:
@@ -52,8 +53,7 @@ def record(file: DatasetFile, source: Source, recipe: str, started: datetime, sp
     return {
         "recipe": recipe,
         "table": source.provenance(),
-        "dataset": file.dataset.model_dump(mode="json"),
-        "tags": dict(file.tags),
+        "config": to_yaml(file),
         "started": started.isoformat(timespec="milliseconds"),
         "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "code": {"mltrain": mltrain.__version__, "git": _git()},

@@ -31,6 +31,8 @@ from mltrain.storage import spark_options
 _QUIET = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", "spark.log.level": "WARN"}
 _ARROW_ROWS_PER_BATCH = 32768
 _ANY_BUCKET = "s3://any"
+# The last line of a Python traceback: what was raised, by its full name.
+_RAISED = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)): (.*)$", re.MULTILINE)
 
 
 def session(app_name: str) -> SparkSession:
@@ -64,7 +66,7 @@ def log_path() -> Path:
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Turns an engine's failure into ours: the error that a task raised, or the engine's first line.
+    """Turns an engine's failure into ours: what a task raised, or the engine's first line.
 
     Raises:
         MltrainError: what a task raised, as its own class.
@@ -73,13 +75,13 @@ def engine_errors() -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        text = str(error)
-        raised = re.findall(r"mltrain\.errors\.(\w+): (.*)", text)
-        if raised:
-            kind = getattr(errors, raised[-1][0], BuildError)
-            raise kind(raised[-1][1]) from error
-        first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-        raise BuildError(f"Spark failed: {first.strip()} (the engine's log: {log_path()})") from error
+        raised = _RAISED.findall(str(error))
+        for name, message in reversed(raised):
+            kind = getattr(errors, name.removeprefix("mltrain.errors."), None)
+            if name.startswith("mltrain.errors.") and kind is not None:
+                raise kind(message) from error
+        what = ": ".join(raised[-1]) if raised else str(error).strip().split("\n")[0]
+        raise BuildError(f"Spark failed: {what} (the engine's log: {log_path()})") from error
 
 
 def _start(app_name: str) -> SparkContext:

@@ -1,5 +1,6 @@
 """Which split a row belongs to, as a Spark SQL expression that reads nothing but the row."""
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -9,11 +10,15 @@ from pyspark.sql import functions as F
 
 from mltrain.data.keys import SPLIT_DOMAIN, hash_sql
 from mltrain.errors import TableError
+from mltrain.features.problems import refuse
 from mltrain.features.selection import select
 from mltrain.features.sql import column, literal
 
 HASH_BITS = 63
 MAX_STRATA = 1000
+MAX_SPLITS = 100
+_USUAL = ("train", "validation", "test")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def random(identity: pa.Schema, fractions: Mapping[str, float], seed: int) -> str:
@@ -61,6 +66,27 @@ def by_time(frame: DataFrame, time: str, kind: pa.DataType, fractions: Mapping[s
     ranks = [max(0, round(share * rows) - 1) for share in _cumulative(fractions)]
     bounds = select(times, {"": ranks}, HASH_BITS)[""]
     return _cases([f"{instant} <= {min(bound, 2**63 - 1)}" for bound in bounds])
+
+
+def names_in(frame: DataFrame, name: str) -> tuple[str, ...]:
+    """The splits that a column names, the usual three first.
+
+    Raises:
+        TableError: it has too many values, one that cannot name a split, or no ``train``.
+    """
+    values = frame.select(column(name)).where(f"{column(name)} IS NOT NULL").distinct().limit(MAX_SPLITS + 1).collect()
+    found = {str(row[0]) for row in values}
+    problems = [
+        f"{value!r} is no name of a split (want letters, digits, '.', '_', '-')"
+        for value in sorted(found)
+        if not _NAME.fullmatch(value)
+    ]
+    if len(found) > MAX_SPLITS:
+        problems = [f"it has more than {MAX_SPLITS} values, so it names no splits"]
+    if found and "train" not in found and not problems:
+        problems = ["no row is in the split 'train'"]
+    refuse(f"split by column {name!r}", problems)
+    return (*(one for one in _USUAL if one in found or not found), *sorted(found - set(_USUAL)))
 
 
 def by_column(name: str, names: Sequence[str]) -> str:

@@ -65,7 +65,9 @@ def open_table(
     try:
         handle = _handle(spark, table, by_path)
         resolved, committed = _resolve(handle, table, version, timestamp)
-        (detail,) = handle.detail().select("id", "location").collect()
+        # Delta's Python API gives the id only with a count of all files, which is a job of its own.
+        delta_log = handle._jdt.deltaLog()
+        table_id, location = delta_log.tableId(), delta_log.dataPath().toString()
         reader = spark.read.format("delta").option("versionAsOf", str(resolved))
         frame = reader.load(spark_uri(table)) if by_path else reader.table(table)
     except AnalysisException as error:
@@ -76,9 +78,7 @@ def open_table(
             "in the environment"
         ) from error
     schema, unreadable = _arrow_schema(frame.schema)
-    return Source(
-        frame, schema, unreadable, table if by_path else detail["location"], detail["id"], resolved, committed
-    )
+    return Source(frame, schema, unreadable, table if by_path else location, table_id, resolved, committed)
 
 
 def _handle(spark: SparkSession, table: str, by_path: bool) -> DeltaTable:
@@ -92,20 +92,31 @@ def _handle(spark: SparkSession, table: str, by_path: bool) -> DeltaTable:
 
 
 def _resolve(handle: DeltaTable, table: str, version: int | None, timestamp: datetime | str | None) -> tuple[int, str]:
-    commits = handle.history().selectExpr("version", "unix_micros(timestamp) AS micros")
+    commits = handle.history(1 if version is None and timestamp is None else None)
     if version is not None:
         commits = commits.where(f"version = {version}")
     if timestamp is not None:
-        moment = datetime.fromisoformat(timestamp) if isinstance(timestamp, str) else timestamp
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        commits = commits.where(f"micros <= {int(moment.timestamp() * 1_000_000)}")
-    found = commits.orderBy("version", ascending=False).first()
+        commits = commits.where(f"unix_micros(timestamp) <= {_micros(timestamp)}")
+    found = (
+        commits.selectExpr("version", "unix_micros(timestamp) AS micros").orderBy("version", ascending=False).first()
+    )
     if found is None:
         ((oldest, latest),) = handle.history().selectExpr("min(version)", "max(version)").collect()
         wanted = f"version {version}" if timestamp is None else f"version at {timestamp}"
         raise TableError(f"table {table} has no {wanted}; its history has versions {oldest} to {latest}")
     committed = datetime.fromtimestamp(found["micros"] / 1e6, UTC).isoformat(timespec="milliseconds")
     return int(found["version"]), committed
+
+
+def _micros(timestamp: datetime | str) -> int:
+    try:
+        moment = datetime.fromisoformat(timestamp) if isinstance(timestamp, str) else timestamp
+    except ValueError as error:
+        raise TableError(
+            f"dataset.timestamp is {timestamp!r}; want ISO 8601, as in 2026-11-23T10:00:00+00:00"
+        ) from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1_000_000)
 
 
 def _arrow_schema(schema: StructType) -> tuple[pa.Schema, dict[str, str]]:

@@ -1,0 +1,297 @@
+"""Datasets built by a real Spark from real Delta tables, compared with what pandas says."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import deltalake
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from mltrain import features
+from mltrain.data import Dataset
+from mltrain.transforms import FittedTransforms
+from tests.support import tables
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def adult(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tables.write(tmp_path_factory.mktemp("adult") / "table", tables.adult())
+
+
+def test_the_adult_table_becomes_what_pandas_computes_independently(
+    spark: "SparkSession", adult: str, tmp_path: Path
+) -> None:
+    file = tables.dataset_file(
+        adult,
+        tmp_path,
+        name="adult",
+        key=["row_id"],
+        label={"column": "income", "type": "binary", "positive": ">50K"},
+        rows_per_shard=2000,
+        features={
+            "age": {"impute": "mean"},
+            "*": {},
+            "occupation": {"min_count": 500},
+            "native-country": {"max_size": 5},
+        },
+    )
+    report = features.build(file, spark=spark)
+    dataset = Dataset.open(report.uri)
+    source = tables.adult().to_pandas().set_index("row_id")
+    splits = {split: dataset.to_pandas(split).set_index("row_id") for split in report.rows}
+    assert {name: len(frame) for name, frame in splits.items()} == dict(report.rows)
+    assert sorted(np.concatenate([frame.index for frame in splits.values()])) == list(range(len(source)))
+    assert report.shards == len(dataset.manifest.index) > 16
+
+    train = source.loc[splits["train"].index]
+    for name in ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"):
+        center, scale = train[name].mean(), train[name].std(ddof=0)
+        for frame in splits.values():
+            expected = ((source.loc[frame.index, name] - center) / scale).astype(np.float32)
+            np.testing.assert_allclose(frame[name], expected, rtol=1e-5, atol=1e-6)
+    for name, minimum, size in (("workclass", 1, None), ("occupation", 500, None), ("native-country", 1, 5)):
+        counts = train[name].value_counts()
+        ranked = sorted(((-n, value) for value, n in counts.items() if n >= minimum))[:size]
+        ids = {value: i + 1 for i, (_, value) in enumerate(ranked)}
+        assert dataset.schema.column(name).cardinality == len(ids) + 1
+        for frame in splits.values():
+            assert frame[name].tolist() == [ids.get(value, 0) for value in source.loc[frame.index, name]]
+    for frame in splits.values():
+        assert frame["income"].tolist() == [float(value == ">50K") for value in source.loc[frame.index, "income"]]
+    shares = {name: n / len(source) for name, n in report.rows.items()}
+    assert shares == pytest.approx({"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.01)
+
+
+def many_kinds() -> dict[str, Any]:
+    ids = range(ROWS)
+    return {
+        "id": pa.array([f"k{i}" for i in ids]),
+        "flag": pa.array([i % 3 == 0 for i in ids]),
+        "small": pa.array([i % 100 for i in ids], pa.int8()),
+        "number": pa.array([None if i % 10 == 0 else i / 7 for i in ids]),
+        "nan": pa.array([float("nan") if i % 5 == 0 else float(i) for i in ids]),
+        "day": pa.array([datetime.date(2020, 1, 1) + datetime.timedelta(days=int(i)) for i in ids]),
+        "moment": pa.array([1_600_000_000_000_000 + int(i) * 1_500_000 for i in ids], pa.timestamp("us", tz="UTC")),
+        "item": pa.array([None if i % 50 == 49 else int(i % 13) for i in ids], pa.int64()),
+        "history": pa.array(
+            [[int(j % 17) for j in range(i, i + i % 6)] if i % 9 else None for i in ids], pa.list_(pa.int64())
+        ),
+        "device": pa.array([f"d{i % 40}" if i % 8 else None for i in ids]),
+        "embedding": pa.array([[float(i), 0.5] for i in ids], pa.list_(pa.float32())),
+        "user": pa.array([f"u{i // 4}" for i in ids]),
+        "weight": pa.array([i % 4 / 2 for i in ids]),
+        "clicked": pa.array([i % 2 == 0 for i in ids]),
+        "kind": pa.array([["a", "b", "c"][i % 3] for i in ids]),
+        "tags": pa.array([["x"] * (i % 2) + ["y"] * (i % 3 == 0) for i in ids], pa.list_(pa.string())),
+        "price": pa.array([i * 0.25 for i in ids]),
+    }
+
+
+def test_every_kind_of_column_arrives_as_documented(spark: "SparkSession", tmp_path: Path) -> None:
+    table = tables.write(tmp_path / "table", many_kinds())
+    file = tables.dataset_file(
+        table,
+        tmp_path / "root",
+        labels={
+            "click": {"column": "clicked", "type": "binary"},
+            "kind": {"type": "multiclass", "classes": ["c", "a", "b"]},
+            "tags": {"type": "multilabel"},
+            "price": {"type": "regression"},
+        },
+        weight="weight",
+        keep=["user"],
+        defaults={"numeric": {"scale": "none", "impute": "zero"}},
+        features={
+            "*": {},
+            "number": {"scale": "minmax", "impute": "median"},
+            "moment": {"scale": "standard"},
+            "item": {"type": "categorical", "vocabulary": "item"},
+            "history": {"type": "id_list", "vocabulary": "item", "max_length": 3},
+            "device": {"type": "hashed", "buckets": 50},
+            "embedding": {"type": "vector", "size": 2},
+        },
+    )
+    dataset = Dataset.open(features.build(file, spark=spark).uri)
+    source = pd.DataFrame({name: column.to_pylist() for name, column in many_kinds().items()}).set_index("id")
+    found = pd.concat([dataset.to_pandas(split) for split in dataset.splits]).set_index("id").sort_index()
+    source = source.loc[found.index]
+    train = source.loc[dataset.to_pandas("train")["id"]]
+
+    assert found["flag"].tolist() == source["flag"].astype(float).tolist()
+    assert found["small"].tolist() == source["small"].tolist()
+    assert found["nan"].tolist() == source["nan"].fillna(0).tolist()
+    epoch = datetime.date(1970, 1, 1)
+    assert found["day"].tolist() == [(day - epoch).days for day in source["day"]]
+    low, high, median = train["number"].min(), train["number"].max(), train["number"].median()
+    expected = (source["number"].fillna(median) - low) / (high - low)
+    np.testing.assert_allclose(found["number"], expected, rtol=1e-6)
+    seconds = np.array([moment.timestamp() for moment in source["moment"]])
+    trained = np.array([moment.timestamp() for moment in train["moment"]])
+    np.testing.assert_allclose(found["moment"], (seconds - trained.mean()) / trained.std(), rtol=1e-4, atol=1e-5)
+
+    terms: dict[int, int] = {}
+    for value in [*train["item"].dropna(), *(v for row in train["history"] if row is not None for v in row)]:
+        terms[int(value)] = terms.get(int(value), 0) + 1
+    ids = {value: i + 1 for i, value in enumerate(sorted(terms, key=lambda v: (-terms[v], v)))}
+    assert found["item"].tolist() == [0 if pd.isna(v) else ids.get(int(v), 0) for v in source["item"]]
+    assert [list(row) for row in found["history"]] == [
+        [ids.get(v, 0) for v in row[-3:]] if row is not None else [] for row in source["history"]
+    ]
+    assert found["device"].between(0, 49).all()
+    assert (found["device"] == 0).tolist() == source["device"].isna().tolist()
+    assert found["device"].groupby(source["device"]).nunique().eq(1).all()
+    assert [list(row) for row in found["embedding"]] == [list(row) for row in source["embedding"]]
+
+    assert found["click"].tolist() == source["clicked"].astype(float).tolist()
+    assert found["kind"].tolist() == [["c", "a", "b"].index(kind) for kind in source["kind"]]
+    assert [list(row) for row in found["tags"]] == [[float("x" in row), float("y" in row)] for row in source["tags"]]
+    assert found["price"].tolist() == source["price"].tolist()
+    assert found["weight"].tolist() == source["weight"].tolist()
+    assert found["user"].tolist() == source["user"].tolist()
+
+
+def test_the_fitted_transforms_make_the_same_rows_again(spark: "SparkSession", tmp_path: Path) -> None:
+    rows = 6000
+    wide = {
+        "id": range(rows),
+        "y": [i % 2 for i in range(rows)],
+        "text": [f"t{i}" for i in range(rows)],
+        "n": range(rows),
+    }
+    table = tables.write(tmp_path / "table", wide)
+    dataset = Dataset.open(features.build(tables.dataset_file(table, tmp_path / "root"), spark=spark).uri)
+    blob = dataset.transforms["vocabularies"]["text"]["blob"]
+    fitted = FittedTransforms.from_json(
+        dataset.transforms, lambda name: dataset.store.get(f"shards/blobs/{name}.arrow")
+    )
+    assert dataset.store.exists(f"shards/blobs/{blob}.arrow")
+    found = dataset.to_pandas("test").sort_values("id")
+    served = fitted.apply(pa.table(wide).take(pa.array(found["id"])).combine_chunks().to_batches()[0], targets=False)
+    assert served.column("n").to_pylist() == found["n"].tolist()
+    assert served.column("text").to_pylist() == found["text"].tolist() == [0] * len(found)
+
+
+def build_frames(spark: "SparkSession", root: Path, rows: dict[str, Any], **dataset: Any) -> dict[str, pd.DataFrame]:
+    table = tables.write(root / "table", rows)
+    report = features.build(tables.dataset_file(table, root / "root", **dataset), spark=spark)
+    opened = Dataset.open(report.uri)
+    return {split: opened.to_pandas(split) for split in opened.splits}
+
+
+def test_a_group_is_never_divided(spark: "SparkSession", tmp_path: Path) -> None:
+    ids = range(1000)
+    rows = {"id": ids, "user": [f"u{i % 60}" for i in ids], "x": ids, "y": [i % 2 for i in ids]}
+    found = build_frames(spark, tmp_path, rows, split={"group": "user"}, keep=["user"])
+    users = [set(frame["user"]) for frame in found.values()]
+    assert sum(map(len, users)) == len(set.union(*users)) == 60
+
+
+def test_a_time_split_puts_the_oldest_rows_first_and_keeps_equal_times_together(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    ids = np.arange(1000)
+    days = [datetime.date(1969, 12, 1) + datetime.timedelta(days=int(i * 7 % 100)) for i in ids]
+    rows = {"id": ids, "day": pa.array(days), "x": ids, "y": ids % 2}
+    found = build_frames(spark, tmp_path, rows, split={"time": "day"}, keep=["day"])
+    assert {name: len(frame) for name, frame in found.items()} == {"train": 800, "validation": 100, "test": 100}
+    assert found["train"]["day"].max() < found["validation"]["day"].min()
+    assert found["validation"]["day"].max() < found["test"]["day"].min()
+
+
+def test_a_stratified_split_keeps_the_shares_of_each_class_exactly(spark: "SparkSession", tmp_path: Path) -> None:
+    ids = np.arange(3000)
+    rows = {"id": ids, "x": ids, "y": (ids % 30 == 0).astype(int)}
+    found = build_frames(spark, tmp_path, rows, split={"method": "stratified"})
+    assert {name: (len(frame), int(frame["y"].sum())) for name, frame in found.items()} == {
+        "train": (2400, 80),
+        "validation": (300, 10),
+        "test": (300, 10),
+    }
+
+
+def test_a_column_names_the_splits(spark: "SparkSession", tmp_path: Path) -> None:
+    ids = np.arange(300)
+    names = np.array(["test", "train", "holdout"])[ids % 3]
+    found = build_frames(spark, tmp_path, {"id": ids, "x": ids, "y": ids % 2, "s": names}, split={"column": "s"})
+    assert list(found) == ["train", "test", "holdout"]
+    assert set(found["holdout"]["id"]) == set(range(2, 300, 3))
+
+
+def test_without_a_key_equal_rows_all_arrive(spark: "SparkSession", tmp_path: Path) -> None:
+    ids = np.arange(2000)
+    rows = {"x": ids % 5 * 1.5, "c": pa.array(["a", None, "c"]).take(pa.array(ids % 3)), "y": ids % 2}
+    found = build_frames(
+        spark, tmp_path, rows, key=[], keep=["c"], features={"x": {"scale": "none"}}, rows_per_shard=200
+    )
+    arrived = pd.concat(found.values())
+    expected = pd.DataFrame({"x": rows["x"], "c": rows["c"].to_pylist(), "y": rows["y"]})
+    counts = [
+        frame.astype({"y": int}).value_counts(["x", "c", "y"], dropna=False).to_dict() for frame in (arrived, expected)
+    ]
+    assert {str(key): n for key, n in counts[0].items()} == {str(key): n for key, n in counts[1].items()}
+    assert 1500 < len(found["train"]) < 1700
+
+
+def test_a_version_or_a_time_picks_the_rows_and_the_latest_is_recorded(spark: "SparkSession", tmp_path: Path) -> None:
+    def part(start: int) -> dict[str, Any]:
+        ids = range(start, start + 100)
+        return {"id": ids, "x": [float(i) for i in ids], "y": [i % 2 for i in ids]}
+
+    table = tables.write(tmp_path / "table", part(0), part(100), part(200))
+    history = {commit["version"]: commit["timestamp"] for commit in deltalake.DeltaTable(table).history()}
+    moment = datetime.datetime.fromtimestamp(history[1] / 1000, datetime.UTC).isoformat()
+    for given, version in (({}, 2), ({"version": 0}, 0), ({"timestamp": moment}, 1)):
+        report = features.build(tables.dataset_file(table, tmp_path / "root", **given), spark=spark)
+        record = json.loads((tmp_path / "root" / "builds" / f"{report.build_id}.json").read_text())
+        assert sum(report.rows.values()) == 100 * (version + 1)
+        assert record["table"]["version"] == version
+        assert record["table"]["id"] == str(deltalake.DeltaTable(table).metadata().id)
+
+
+def test_the_same_build_again_is_reused_unless_something_of_it_is_gone(spark: "SparkSession", tmp_path: Path) -> None:
+    ids = range(100)
+    table = tables.write(tmp_path / "table", {"id": ids, "x": ids, "y": [i % 2 for i in ids]})
+    file = tables.dataset_file(table, tmp_path / "root")
+    first = features.build(file, spark=spark)
+    again = features.build(file, spark=spark)
+    assert (first.reused, again.reused, again.digest) == (False, True, first.digest)
+    reordered = tables.dataset_file(table, tmp_path / "root", features={"x": {}, "*": {}})
+    assert features.build(reordered, spark=spark).digest == first.digest
+    shards = sorted((tmp_path / "root" / "shards" / "blobs").iterdir())
+    for shard in shards:
+        shard.unlink()
+    mended = features.build(file, spark=spark)
+    assert mended.digest == first.digest
+    assert sorted((tmp_path / "root" / "shards" / "blobs").iterdir()) == shards
+    assert Dataset.open(mended.uri).verify().damaged == {}
+
+
+def test_a_catalog_table_is_found_by_its_name(spark: "SparkSession", tmp_path: Path) -> None:
+    ids = range(100)
+    table = tables.write(tmp_path / "table", {"id": ids, "x": ids, "y": [i % 2 for i in ids]})
+    spark.sql(f"CREATE TABLE named_for_a_test USING delta LOCATION '{table}'")
+    try:
+        report = features.build(tables.dataset_file("default.named_for_a_test", tmp_path / "root"), spark=spark)
+    finally:
+        spark.sql("DROP TABLE named_for_a_test")
+    assert report.digest == features.build(tables.dataset_file(table, tmp_path / "other"), spark=spark).digest
+
+
+def test_table_and_dataset_in_object_storage(spark: "SparkSession", bucket: str, tmp_path: Path) -> None:
+    ids = range(500)
+    rows = {"id": ids, "x": ids, "y": [i % 2 for i in ids]}
+    table = tables.write(tmp_path / "table", rows)
+    spark.read.format("delta").load(table).write.format("delta").save(f"{bucket.replace('s3://', 's3a://')}/lake/t")
+    remote = features.build(tables.dataset_file(f"{bucket}/lake/t", f"{bucket}/ml"), spark=spark)
+    local = features.build(tables.dataset_file(table, tmp_path / "root"), spark=spark)
+    assert remote.digest == local.digest
+    assert Dataset.open(f"{bucket}/ml/datasets/test").rows("train") == local.rows["train"]
