@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from ruamel.yaml import YAML
 
 from mltrain.errors import MissingDependencyError, NotFoundError
 from mltrain.results.log import read_metrics
@@ -57,8 +58,8 @@ def sweep_trials(root: str, sweep_id: str) -> list[dict[str, Any]]:
 
 
 def objective_of(row: Mapping[str, Any]) -> str:
-    """The metric a sweep was about: the first of its row's metrics that is not a count."""
-    return next(iter(row["metrics"]), "validation/loss")
+    """The metric that a sweep compared its trials by."""
+    return str(YAML(typ="safe").load(row["config"])["objective"]["metric"])
 
 
 def learning_curves(histories: Mapping[str, pa.Table], directory: Path, stem: str) -> list[Path]:

@@ -1,0 +1,70 @@
+"""A sweep's own record in storage, which decides what is left to do: Tune is told only that."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mltrain.errors import DamagedError, NotFoundError
+from mltrain.results import read_events, read_result
+from mltrain.storage import Store
+from mltrain.train.lease import LEASE
+from mltrain.tune.result import Trial
+from mltrain.tune.space import Point
+
+logger = logging.getLogger(__name__)
+
+TRIALS = "trials.json"
+
+
+def keep_points(sweep: Store, points: Sequence[Point]) -> list[Point]:
+    """Writes the trials that were drawn, once; a sweep that is resumed keeps those it began with.
+
+    Args:
+        sweep: store of ``sweeps/<run-id>/``.
+        points: what this process would draw.
+
+    Raises:
+        DamagedError: the record cannot be read.
+    """
+    content = json.dumps([asdict(point) for point in points], indent=1).encode()
+    if sweep.put_if_absent(TRIALS, content):
+        return list(points)
+    try:
+        return [Point(**point) for point in json.loads(sweep.get(TRIALS))]
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{sweep.join(TRIALS)} is not a list of trials: {error}") from error
+
+
+def trial_of(root: Store, point: Point) -> Trial:
+    """How far a trial has come, by what is stored of its run."""
+    try:
+        result = read_result(root, point.run_id)
+    except NotFoundError:
+        return Trial(point.run_id, point.parameters)
+    names = ("status", "metrics", "step", "wall_s", "worker_seconds", "error")
+    known = {name: result[name] for name in names if name in result}
+    metrics = {name: float(value) for name, value in known.pop("metrics", {}).items()}
+    return Trial(point.run_id, point.parameters, metrics=metrics, **known)
+
+
+def past_reports(root: Store, points: Sequence[Point], metric: str) -> list[tuple[str, int, float]]:
+    """What trials reported in earlier attempts, oldest first: run id, step, value of ``metric``."""
+    reports: list[tuple[float, str, int, float]] = []
+    for point in points:
+        if not root.exists(f"runs/{point.run_id}/{LEASE}"):
+            continue
+        for event in read_events(root, point.run_id):
+            value = event.get("metrics", {}).get(metric) if event["event"] == "evaluation" else None
+            if value is not None:
+                reports.append((event["time"], point.run_id, int(event["step"]), float(value)))
+    return [(run_id, step, value) for _, run_id, step, value in sorted(reports)]
+
+
+def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+    """How many trials ended how."""
+    counts: dict[str, int] = {}
+    for trial in trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    return counts

@@ -1,0 +1,214 @@
+"""A sweep from its config to its result: what is left to do is read from storage, Tune does it, and it is recorded."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mltrain import config as configs
+from mltrain import results, train
+from mltrain.errors import MissingDependencyError, NotFoundError, StoppedError, TrainingError
+from mltrain.results import RunLog, RunRow, read_result
+from mltrain.storage import Store, open_store
+from mltrain.train import StopRequest, identity
+from mltrain.train.cluster import ray_cluster
+from mltrain.train.lease import Lease
+from mltrain.train.run import resume_command
+from mltrain.train.usercode import ship
+from mltrain.tune import record, space
+from mltrain.tune.result import SweepResult, Trial, best_of
+from mltrain.tune.space import Point
+
+if TYPE_CHECKING:
+    from mltrain.config import Experiment
+    from mltrain.data import Dataset
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+
+def run(config: "Experiment", *, run_id: str | None = None, progress: Progress | None = None) -> SweepResult:
+    """Runs the sweep that ``config`` describes, or what is left of sweep ``run_id``.
+
+    Args:
+        config: the experiment, with ``tune``.
+        run_id: creates or resumes; by default ``<name>-<utc>-<6>``. Trials that have ended are not repeated, those that
+            were running go on from their last checkpoint.
+        progress: told how it goes, a line at a time.
+
+    Raises:
+        RequestError: the request is wrong: config, space, dataset, root, or another process holds the sweep.
+        TrainingError: every trial failed.
+        StoppedError: stopped on request, resumable.
+    """
+    space.required(config)
+    _require_ray()
+    root = open_store(config.root, deadline_s=config.storage.deadline_s)
+    root.check_writable()
+    sweep_id = run_id or identity.new_run_id(config.name)
+    store = root.sub(f"sweeps/{sweep_id}")
+    ship(config.model.factory)
+    pinned, dataset = identity.resolve(config, store, progress)
+    points = space.points(pinned, sweep_id)
+    lease = Lease.acquire(store, sweep_id)
+    try:
+        identity.create(store, pinned)
+        results.ensure_table(root.uri)
+        with StopRequest() as stop, RunLog(root, sweep_id, kind="sweeps") as log:
+            kept = record.keep_points(store, points)
+            return _Sweep(pinned, root, sweep_id, dataset, kept, log, lease, stop, progress or logger.info).run()
+    finally:
+        lease.release()
+
+
+class _Sweep:
+    """One driver's part in a sweep."""
+
+    def __init__(
+        self,
+        config: "Experiment",
+        root: Store,
+        sweep_id: str,
+        dataset: "Dataset",
+        points: list[Point],
+        log: RunLog,
+        lease: Lease,
+        stop: StopRequest,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._root = root
+        self._id = sweep_id
+        self._dataset = dataset
+        self._points = points
+        self._log = log
+        self._lease = lease
+        self._stop = stop
+        self._progress = progress
+        self._started = datetime.now(UTC)
+        self._began = time.monotonic()
+        self._spent_s, self._first = _earlier(root, sweep_id)
+
+    def run(self) -> SweepResult:
+        left = [point for point in self._points if not record.trial_of(self._root, point).ended]
+        done = len(self._points) - len(left)
+        again = f", {done} of them done before" if done else ""
+        self._say(f"sweep {self._id}: {len(self._points)} trials{again}")
+        self._log.event(
+            "sweep started", trials=len(self._points), left=len(left), driver_epoch=self._lease.driver_epoch
+        )
+        if left:
+            with ray_cluster(self._config.cluster):
+                self._fit(left)
+        return self._conclude()
+
+    def _fit(self, left: list[Point]) -> None:
+        import ray
+
+        from mltrain.tune.broker import Broker
+        from mltrain.tune.driver import Driver
+
+        past = record.past_reports(self._root, self._points, self._config.objective.metric)
+        broker: Any = ray.remote(Broker).options(num_cpus=0, max_concurrency=1000).remote(self._config.train.workers)
+        driver = Driver(
+            self._config, self._id, self._root, left, past, broker, self._stop, self._longest(), self._event
+        )
+        try:
+            driver.run()
+        finally:
+            ray.kill(broker)
+        self._lease.check()
+
+    def _longest(self) -> int:
+        """Steps of the longest trial."""
+        rows = self._dataset.rows("train")
+        return max(_steps(space.trial_config(self._config, point.parameters), rows) for point in self._points)
+
+    def _event(self, kind: str, line: str, /, **fields: Any) -> None:
+        self._log.event(kind, **fields)
+        self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._progress(line)
+
+    def _conclude(self) -> SweepResult:
+        trials = [record.trial_of(self._root, point) for point in self._points]
+        goal = self._config.objective
+        best = best_of(trials, goal.metric, str(goal.mode))
+        stopped = not all(trial.ended for trial in trials)
+        failed = best is None and not stopped
+        status = "stopped" if stopped else "failed" if failed else "finished"
+        wall_s = self._spent_s + time.monotonic() - self._began
+        loaded = None if best is None or not best.ended else train.load(self._root.uri, best.run_id)
+        result = SweepResult(self._id, self._root.uri, status, goal.metric, str(goal.mode), trials, loaded, wall_s)
+        errors = [trial.error for trial in trials if trial.error]
+        error = f"all {len(trials)} trials failed; the first: {errors[0] if errors else 'no error known'}"
+        self._log.event(f"sweep {status}", trials=record.summary(trials), best=best and best.run_id)
+        content = {**result.to_json(), "started": (self._first or self._started).isoformat()}
+        self._log.result(content)
+        results.append(self._root.uri, self._row(result, best, error if failed else None))
+        if stopped:
+            command = resume_command(self._id)
+            reason = self._stop.reason or "not all trials have ended"
+            done = sum(trial.ended for trial in trials)
+            raise StoppedError(
+                f"Sweep {self._id} stopped ({reason}) with {done} of {len(trials)} trials done.", command
+            )
+        if failed:
+            raise TrainingError(f"sweep {self._id}: {error}")
+        return result
+
+    def _row(self, result: SweepResult, best: Trial | None, error: str | None) -> RunRow:
+        source = self._dataset.provenance.get("table", {})
+        worker_seconds = sum(trial.worker_seconds for trial in result.trials)
+        return RunRow(
+            run_id=self._id,
+            name=self._config.name,
+            kind="sweep",
+            status=result.status,
+            started=self._first or self._started,
+            ended=datetime.now(UTC),
+            config=configs.to_yaml(self._config),
+            config_digest=configs.digest(self._config),
+            dataset_name=self._dataset.name,
+            dataset_digest=self._dataset.digest,
+            dataset_build=result.best.dataset["build"] if result.best else None,
+            table_uri=source.get("uri"),
+            table_id=source.get("id"),
+            table_version=source.get("version"),
+            checkpoint=result.best.checkpoint if result.best else None,
+            checkpoint_digest=result.best.checkpoint_digest if result.best else None,
+            code_digest=result.best.factory["digest"] if result.best else None,
+            metrics=best.metrics if best else {},
+            wall_s=result.wall_s,
+            steps=sum(trial.step for trial in result.trials),
+            workers=self._config.train.workers.max,
+            worker_seconds=worker_seconds,
+            gpu_seconds=worker_seconds * self._config.train.workers.gpus,
+            tags=dict(self._config.tags),
+            error=error,
+        )
+
+
+def _require_ray() -> None:
+    try:
+        import ray.tune  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"sweeps need Ray Tune ({error}): pip install 'mltrain[ray]'") from error
+
+
+def _earlier(root: Store, sweep_id: str) -> tuple[float, datetime | None]:
+    """Seconds that earlier attempts took and when the first began, as far as they could say."""
+    try:
+        stored = read_result(root, sweep_id, kind="sweeps")
+    except NotFoundError:
+        return 0.0, None
+    return float(stored["wall_s"]), datetime.fromisoformat(stored["started"])
+
+
+def _steps(config: "Experiment", rows: int) -> int:
+    most = config.train.max_steps
+    by_epochs = (config.train.epochs or 0) * -(-rows // config.train.global_batch_size)
+    return min(most, by_epochs) if most and by_epochs else most or by_epochs
