@@ -104,9 +104,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as folder:
         dataset = workload(Path(folder), args.rows)
-        print(
-            f"{args.rows} rows of {4 * (FLOATS + INTS + 1)} bytes, batch {args.batch}, M rows/s, medians of {args.rounds}"
-        )
+        row_bytes = 4 * (FLOATS + INTS + 1)
+        print(f"{args.rows} rows of {row_bytes} bytes, batch {args.batch}; M rows/s, medians of {args.rounds}")
         print(f"{'':<34} {'loader':>8} {'roofline':>10} {'ratio':>8}")
         for name, shuffle, other in (
             ("shuffled / gather in memory", True, roofline),

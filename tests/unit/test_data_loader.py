@@ -1,0 +1,281 @@
+"""The loader beside a plain reference, and how it starts, stops and fails."""
+
+import gc
+import itertools
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltrain.data import Batch, Dataset, Loader, Ragged
+from mltrain.data.order import ShuffledEpoch
+from mltrain.data.shard import blob_path
+from mltrain.errors import DamagedError, RequestError
+from tests.support.datasets import Features, make_dataset
+
+EVERYTHING = Features(numeric=3, categorical=2, vectors=1, ragged=2, weight=True, keep=True)
+BATCH = 64
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("root"), rows=1500, shards=9, features=EVERYTHING)
+
+
+def reference(dataset: Dataset, *, epoch: int, seed: int, shuffle: bool) -> list[list[int]]:
+    """Canonical rows of each step, by the definition of the order."""
+    split = dataset.manifest.split("train")
+    positions = np.arange(split.rows)
+    if shuffle:
+        positions = ShuffledEpoch(
+            dataset.manifest.index.rows[dataset.manifest.shards("train")],
+            lanes=split.lanes,
+            window=split.window,
+            digest=dataset.digest,
+            split="train",
+            seed=seed,
+            epoch=epoch,
+        ).canonical_rows(positions)
+    return [sorted(positions[start : start + BATCH].tolist()) for start in range(0, split.rows, BATCH)]
+
+
+def plain(batch: Batch, name: str) -> list[Any]:
+    column = batch[name]
+    if isinstance(column, Ragged):
+        return [column.values[a:b].tolist() for a, b in zip(column.offsets[:-1], column.offsets[1:], strict=True)]
+    return list(column.tolist())
+
+
+def loader_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("mltrain-")}
+
+
+def wait_for_no_threads() -> None:
+    """Joins what ends by itself; fails when something does not."""
+    gc.collect()
+    for thread in loader_threads():
+        thread.join(10)
+        assert not thread.is_alive(), thread.name
+
+
+@given(
+    seed=st.integers(-5, 2**40),
+    epoch=st.integers(0, 3),
+    shuffle=st.booleans(),
+    worlds=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+)
+@settings(max_examples=12, deadline=None)
+def test_batches_are_those_of_the_reference_through_changes_of_membership(
+    dataset: Dataset, seed: int, epoch: int, shuffle: bool, worlds: list[int]
+) -> None:
+    """The world changes after every 5 steps; each step gathers the same rows, each row's columns are its own."""
+    table = dataset.read("train")
+    steps = reference(dataset, epoch=epoch, seed=seed, shuffle=shuffle)
+    loaders: list[Loader] = []
+    for generation, start in enumerate(range(0, len(steps), 5)):
+        world = worlds[generation % len(worlds)]
+        while len(loaders) < world:
+            loaders.append(
+                Loader(dataset, "train", global_batch_size=BATCH, seed=seed, shuffle=shuffle, row_numbers=True)
+            )
+        shares = []
+        for rank in range(world):
+            loaders[rank].reshard(rank, world)
+            loaders[rank].seek(epoch, start)
+            taken = [batch.clone() for batch, _ in zip(loaders[rank], range(5), strict=False)]
+            assert all(batch.global_rows == len(steps[batch.step]) for batch in taken)
+            shares.append(taken)
+        for number in range(len(shares[0])):
+            rows = [row for share in shares for row in share[number]["__row__"].tolist()]  # type: ignore[union-attr]
+            assert sorted(rows) == steps[start + number]
+            if number == 0:
+                wanted = table.take(pa.array(rows))
+                for column in dataset.schema.columns:
+                    if not column.carried:
+                        found = [value for share in shares for value in plain(share[number], column.name)]
+                        assert found == wanted[column.name].to_pylist(), column.name
+    for loader in loaders:
+        loader.close()
+
+
+def test_a_batch_groups_what_models_want(dataset: Dataset) -> None:
+    batch = next(iter(Loader(dataset, "train", global_batch_size=BATCH)))
+    assert batch.numeric.shape == (BATCH, 6) and batch.numeric.dtype == torch.float32
+    assert torch.equal(batch.numeric[:, 0], batch["x0"])  # type: ignore[arg-type]
+    assert torch.equal(batch.numeric[:, 3:], batch["v0"])  # type: ignore[arg-type]
+    assert batch.categorical.shape == (BATCH, 2) and batch.categorical.dtype == torch.int32
+    assert list(batch.labels) == ["y"] and batch.labels["y"].shape == (BATCH,)
+    assert batch.weight is not None and batch.weight.shape == (BATCH,)
+    assert batch.matrix("float64").shape == (BATCH, 0)
+    with pytest.raises(KeyError, match="row_numbers=True"):
+        batch["__row__"]
+    with pytest.raises(KeyError, match="no column 'note'"):
+        batch["note"]
+
+
+def test_columns_selects_features_and_keeps_labels(dataset: Dataset) -> None:
+    everything = next(iter(Loader(dataset, "train", global_batch_size=BATCH)))
+    some = next(iter(Loader(dataset, "train", global_batch_size=BATCH, columns=["x0", "x2", "h1"])))
+    assert [column.name for column in some.schema.features] == ["x0", "x2", "h1"]
+    assert torch.equal(some.numeric, everything.numeric[:, [0, 2]])
+    assert some.categorical.shape == (BATCH, 0)
+    assert torch.equal(some.labels["y"], everything.labels["y"])
+    assert plain(some, "h1") == plain(everything, "h1")
+    with pytest.raises(KeyError):
+        some["x1"]
+
+
+def test_the_last_step_keeps_its_size_and_a_share_may_be_empty(dataset: Dataset) -> None:
+    rows = dataset.rows("train")
+    loader = Loader(dataset, "train", global_batch_size=rows - 2, rank=0, world_size=3, row_numbers=True)
+    batches = [batch.clone() for batch in loader]
+    assert [batch.global_rows for batch in batches] == [rows - 2, 2]
+    last = batches[-1]
+    assert last.rows == 0 and last.numeric.shape == (0, 6) and plain(last, "h0") == []
+    assert last.labels["y"].shape == (0,)
+
+
+def test_the_next_iteration_is_the_next_epoch_and_a_left_one_goes_on(dataset: Dataset) -> None:
+    loader = Loader(dataset, "validation", global_batch_size=BATCH, row_numbers=True)
+    first = [batch["__row__"].tolist() for batch in loader]  # type: ignore[union-attr]
+    assert loader.position == (1, 0)
+    second = [batch["__row__"].tolist() for batch in loader]  # type: ignore[union-attr]
+    assert (
+        sorted(itertools.chain(*first)) == sorted(itertools.chain(*second)) == list(range(dataset.rows("validation")))
+    )
+    assert first != second
+    for batch in loader:
+        if batch.step == 1:
+            break
+    assert loader.position == (2, 2 % len(loader)) or len(loader) == 2
+    rest = [batch.step for batch in loader]
+    assert rest == list(range(2, len(loader))) or len(loader) == 2
+
+
+def test_a_batch_and_the_one_before_it_stay_valid(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH, prefetch=1)
+    previous: tuple[Batch, torch.Tensor] | None = None
+    for batch in loader:
+        if previous is not None:
+            assert torch.equal(previous[0].numeric, previous[1])
+        previous = (batch, batch.numeric.clone())
+
+
+def test_buffers_are_used_again(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH, prefetch=2)
+    addresses = {batch.numeric.data_ptr() for epoch in range(2) for batch in loader}
+    assert len(addresses) == 4
+
+
+def test_state_goes_on_where_it_was(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH, seed=5, row_numbers=True)
+    expected = [batch["__row__"].tolist() for batch in loader]  # type: ignore[union-attr]
+    loader.seek(0)
+    for batch in loader:
+        if batch.step == 6:
+            state = loader.state_dict()
+            break
+    other = Loader(dataset, "train", global_batch_size=BATCH, seed=5, row_numbers=True)
+    other.load_state_dict(state)
+    assert [batch["__row__"].tolist() for batch in other] == expected[7:]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 0},
+        {"digest": "0" * 64},
+        {"seed": 6},
+        {"global_batch_size": 32},
+        {"split": "test"},
+        {"shuffle": False},
+    ],
+)
+def test_state_of_another_order_is_refused(dataset: Dataset, change: dict[str, Any]) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH, seed=5)
+    with pytest.raises(RequestError, match=str(next(iter(change.values())))):
+        loader.load_state_dict({**loader.state_dict(), **change})
+
+
+@pytest.mark.parametrize("wrong", [{"split": "dev"}, {"global_batch_size": 0}, {"rank": 2}, {"columns": ["nope"]}])
+def test_an_impossible_loader_is_refused(dataset: Dataset, wrong: dict[str, Any]) -> None:
+    arguments = {"split": "train", "global_batch_size": BATCH, "world_size": 2, **wrong}
+    with pytest.raises(RequestError, match=r"dev|global_batch_size=0|rank 2 of 2|nope"):
+        Loader(dataset, **arguments)
+
+
+def test_seek_refuses_a_step_that_is_not_there(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH)
+    with pytest.raises(RequestError, match=f"an epoch of 'train' has {len(loader)} steps"):
+        loader.seek(0, len(loader) + 1)
+
+
+def test_the_thread_ends_with_the_epoch_the_loop_and_the_loader(dataset: Dataset) -> None:
+    wait_for_no_threads()
+    loader = Loader(dataset, "train", global_batch_size=BATCH)
+    for _ in loader:
+        pass
+    wait_for_no_threads()
+    for _ in loader:
+        break
+    wait_for_no_threads()
+    iterator: Iterator[Batch] | None = iter(loader)
+    assert iterator is not None and next(iterator).step == 1
+    assert loader_threads()
+    loader.close()
+    wait_for_no_threads()
+    assert list(iterator) == []
+    iterator = iter(Loader(dataset, "train", global_batch_size=BATCH))
+    next(iterator)
+    iterator = None
+    wait_for_no_threads()
+
+
+def test_damage_surfaces_where_the_batch_is_taken(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path, rows=600, shards=3)
+    blob = made.manifest.index.blob_name(1)
+    file = tmp_path / blob_path(blob)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    file.unlink()
+    file.write_bytes(raw)
+    with pytest.raises(DamagedError, match=f"{blob}.arrow is damaged"):
+        list(Loader(made, "train", global_batch_size=BATCH))
+    wait_for_no_threads()
+    file.unlink()
+    with pytest.raises(DamagedError, match=f"{blob}.arrow is missing although the manifest names it"):
+        list(Loader(Dataset.open("made", root=tmp_path), "train", global_batch_size=BATCH))
+
+
+def test_a_sequential_pass_counts_what_it_touched(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH, shuffle=False, rank=0, world_size=1)
+    next(iter(loader))
+    first = loader.counters
+    assert first.batches == 1 and first.rows == BATCH
+    for _ in loader:
+        pass
+    counters = loader.counters
+    where = dataset.manifest.shards("train")
+    assert counters.shards_touched == 9
+    assert counters.bytes_touched == int(dataset.manifest.index.size_bytes[where].sum())
+    assert counters.rows == dataset.rows("train")
+
+
+def test_a_dataset_travels_to_workers(dataset: Dataset) -> None:
+    copy = pickle.loads(pickle.dumps(dataset))
+    first = next(iter(Loader(copy, "train", global_batch_size=BATCH)))
+    assert torch.equal(first.numeric, next(iter(Loader(dataset, "train", global_batch_size=BATCH))).numeric)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_here_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(RequestError, match="device 'cuda' is not usable here"):
+        Loader(dataset, "train", global_batch_size=BATCH, device="cuda")
