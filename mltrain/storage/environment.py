@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mltrain.storage.uri import Location, parse
+from mltrain.storage.uri import Location, azure_account, parse
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ def s3_settings() -> S3Settings:
 
 
 def object_store_options(place: Location) -> dict[str, Any]:
-    """Settings of an obstore store for ``place``; credentials it reads from the same variables itself."""
+    """Settings of an obstore store for ``place``; credentials it reads from the same variables itself.
+
+    Raises:
+        ConfigError: the account of an ``az://`` URI is not in the environment.
+    """
+    if place.scheme == "az":
+        return {"account_name": azure_account(str(place))}
     if place.scheme != "s3":
         return {}
     settings = s3_settings()
@@ -99,7 +105,6 @@ def _s3a_options(settings: S3Settings) -> dict[str, str]:
 
 
 def _azure_options(place: Location) -> dict[str, str]:
-    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-    host = place.bucket.partition("@")[2] or f"{account}.dfs.core.windows.net"
+    host = place.bucket.partition("@")[2] or f"{azure_account(str(place))}.dfs.core.windows.net"
     key = os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
     return {f"spark.hadoop.fs.azure.account.key.{host}": key} if key else {}

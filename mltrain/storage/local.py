@@ -55,20 +55,20 @@ class LocalStore(Store):
             return self._meta(path) if file.is_file() else None
 
     def put(self, path: str, data: bytes | memoryview) -> ObjectMeta:
-        with self._explained(path), self._aside(path) as aside:
+        with self._explained_write(path), self._aside(path) as aside:
             _write(aside, data)
             self._show(aside, path)
         return self._meta(path)
 
     def upload(self, path: str, local: Path) -> ObjectMeta:
-        with self._explained(path), self._aside(path) as aside:
+        with self._explained_write(path), self._aside(path) as aside:
             shutil.copyfile(local, aside)
             _sync(aside)
             self._show(aside, path)
         return self._meta(path)
 
     def put_if_absent(self, path: str, data: bytes | memoryview) -> bool:
-        with self._explained(path), self._aside(path) as aside:
+        with self._explained_write(path), self._aside(path) as aside:
             _write(aside, data)
             try:
                 os.link(aside, self._file(path))
@@ -82,7 +82,7 @@ class LocalStore(Store):
             if not self.put_if_absent(path, data):
                 raise ConflictError(f"{self.join(path)} exists already")
             return _tag(data)
-        with self._explained(path), self._aside(path) as aside:
+        with self._explained_write(path), self._aside(path) as aside:
             _write(aside, data)
             with self._locked(path):
                 file = self._file(path)
@@ -108,7 +108,7 @@ class LocalStore(Store):
                 continue  # deleted since we looked
 
     def delete(self, path: str) -> None:
-        with self._explained(path):
+        with self._explained_write(path):
             self._file(path).unlink(missing_ok=True)
 
     def _file(self, path: str) -> Path:
@@ -152,21 +152,30 @@ class LocalStore(Store):
         where = self.join(path) if path else self.uri
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotFoundError(f"{where} does not exist") from error
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise StorageAccessError(
-                f"{where}: {error.strerror} ({error.filename}); choose another root or change its permissions"
-            ) from error
         except OSError as error:
-            if error.errno in _READ_ONLY:
-                raise StorageAccessError(f"{where}: {error.strerror}; choose another root") from error
-            raise StorageError(
-                f"{where}: {error.strerror or error}; make room or repair the disk, then retry"
-            ) from error
+            raise _failed(where, error) from error
+
+    @contextmanager
+    def _explained_write(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _failed(self.join(path), error) from error
 
 
-_READ_ONLY = (errno.EROFS,)
+# The place is wrong, whoever repairs what.
+_NOT_A_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+)
+
+
+def _failed(where: str, error: OSError) -> StorageError:
+    seen = f"{error.strerror or error} ({error.filename})" if error.filename else error.strerror or str(error)
+    if error.errno in _NOT_A_PLACE:
+        return StorageAccessError(f"{where}: {seen}; choose another root, or change its permissions")
+    return StorageError(f"{where}: {seen}; make room or repair the disk, then try again")
 
 
 def _write(file: Path, data: bytes | memoryview) -> None:

@@ -253,6 +253,7 @@ def _connect(place: Location, deadline_s: float) -> Client:
             return S3Store(place.bucket, config=options, client_options=client, retry_config=retry)  # type: ignore[arg-type]
         if place.scheme == "gs":
             return GCSStore(place.bucket, client_options=client, retry_config=retry)
-        return AzureStore.from_url(f"{place.scheme}://{place.bucket}", client_options=client, retry_config=retry)
+        url = f"{place.scheme}://{place.bucket}"
+        return AzureStore.from_url(url, config=options, client_options=client, retry_config=retry)  # type: ignore[arg-type]
     except (exceptions.BaseError, ValueError) as error:
         raise ConfigError(f"storage {str(place)!r} cannot be opened: {explain(str(place), error).seen}") from error

@@ -96,8 +96,18 @@ def spark_uri(uri: str | Path) -> str:
     if place.scheme == "s3":
         return f"s3a{str(place)[2:]}"
     if place.scheme == "az":
-        account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-        if not account:
-            raise ConfigError(f"storage {str(uri)!r}: Spark needs the account; set AZURE_STORAGE_ACCOUNT_NAME")
-        return str(Location("abfss", f"{place.bucket}@{account}.dfs.core.windows.net", place.path))
+        host = f"{azure_account(str(place))}.dfs.core.windows.net"
+        return str(Location("abfss", f"{place.bucket}@{host}", place.path))
     return str(place)
+
+
+def azure_account(uri: str) -> str:
+    """The account of an ``az://`` URI, which does not name it.
+
+    Raises:
+        ConfigError: the environment does not either.
+    """
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    if not account:
+        raise ConfigError(f"storage {uri!r} names no account; set AZURE_STORAGE_ACCOUNT_NAME, or use abfss://")
+    return account
