@@ -70,7 +70,7 @@ def spark_conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def spark(s3_server: s3.S3Server, spark_conf: None) -> "Iterator[SparkSession]":
     """A local Spark with Delta and s3a, as ``mltrain.features`` starts one."""
-    from mltrain.features.session import session
+    from mltrain.features import session
 
     started = session("tests")
     yield started

@@ -86,7 +86,7 @@ def _shipped() -> Callable[[str, str], list[tuple[Any, ...]]]:
 
 
 def _on_executors(root: str) -> list[Check]:
-    from mltrain.features.session import session  # says what to install where pyspark is missing
+    from mltrain.features import session  # says what to install where pyspark is missing
 
     context, look = session("mltrain doctor").sparkContext, _shipped()
     from py4j.protocol import Py4JError

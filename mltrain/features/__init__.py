@@ -4,13 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mltrain.features.build import BuildReport, build
-    from mltrain.features.session import session
+    from mltrain.features.engine import session
+    from mltrain.features.job import BuildReport, build
 
 __all__ = ["BuildReport", "build", "session"]
 
-# On first use, so that `mltrain.features.packages` needs no Spark.
-_MODULES = {"BuildReport": "build", "build": "build", "session": "session"}
+# On first use, so that `mltrain.features.packages` needs no Spark. No module has the name of what it offers here:
+# importing it would put the module in that place.
+_MODULES = {"BuildReport": "job", "build": "job", "session": "engine"}
 
 
 def __getattr__(name: str) -> Any:

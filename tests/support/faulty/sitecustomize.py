@@ -1,7 +1,7 @@
 """Faults of a dataset build, for processes that have this directory on PYTHONPATH: the product knows nothing of them.
 
-MLTRAIN_TEST_FAULTS names a file that says which fault is on; it is read when the fault's point is reached, so a test can
-change it between builds.
+MLTRAIN_TEST_FAULTS names a file that says which fault is on; it is read when the point of a fault is reached, so a test
+can change it between builds.
 
 fail_first_attempts   every task fails once, before or after its shard is stored, by an exception or by dying
 lose_row              each shard lacks its last row
@@ -57,9 +57,9 @@ def _install() -> None:
 
 
 def _install_in_driver() -> None:
-    from mltrain.features import build
+    from mltrain.features import job
 
-    publish = build.publish
+    publish = vars(job)["publish"]
 
     def faulty_publish(*args: Any, **kwargs: Any) -> Any:
         if _is_on("kill_driver"):
@@ -71,7 +71,7 @@ def _install_in_driver() -> None:
                 time.sleep(0.05)
         return publish(*args, **kwargs)
 
-    build.publish = faulty_publish
+    vars(job)["publish"] = faulty_publish
 
 
 if "MLTRAIN_TEST_FAULTS" in os.environ:

@@ -20,11 +20,11 @@ from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError
 from mltrain.features import census, provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
+from mltrain.features.engine import engine_errors, session
 from mltrain.features.fit import dataset_schema, fit
 from mltrain.features.plan import NUMBER, Plan, plan
 from mltrain.features.problems import refuse
 from mltrain.features.scatter import Encoder, Places, scatter
-from mltrain.features.session import engine_errors, session
 from mltrain.features.statistics import SAMPLE, TRAIN, Statistics
 from mltrain.features.table import Source, open_table
 from mltrain.storage import Store, open_store
