@@ -215,7 +215,7 @@ class Controller:
         member.node = result["node"]
         member.state = WorkerState.READY
         self._failed_starts = 0
-        self._record.event("worker ready", worker=member.id, node=member.node, warm_s=result["warm_s"])
+        self._record.event("worker ready", worker=member.id, node=member.node, pid=result["pid"], warm_s=result["warm_s"])
 
     def _watch(self) -> None:
         """Heartbeats: an overdue worker takes no part; one that left its generation too late is replaced."""
@@ -336,7 +336,12 @@ class Controller:
                 place["address"], place["interface"], server.address,
             )  # fmt: skip
             restore = self._restore if rank == 0 and not holders else None
-            task = Task(self._record.recorded, halt or self._record.unfinished, halt, restore)
+            task = Task(
+                recorded=self._record.recorded,
+                checkpoint=halt or self._record.unfinished,
+                halt=halt,
+                restore=restore,
+            )
             member.state, member.rank = WorkerState.JOINED, rank
             self._call(member, "run", number, member.actor.run.remote(joined, task))
         if not holders and self._restore is None:
@@ -409,7 +414,6 @@ class Controller:
             max_concurrency=4,
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=0),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(needed["CPU"])))}},
         ).remote(worker, self._contact)
         member = _Member(worker, slot, actor, time.monotonic())
         self._members[worker] = member

@@ -3,6 +3,8 @@
 import queue
 from typing import TYPE_CHECKING
 
+import torch
+
 from mltrain.collectives import LocalCollectives, Membership
 from mltrain.errors import CollectiveAborted
 from mltrain.train.control import Ending, Message, Outcome, Row, Verdict, Wishes
@@ -50,6 +52,9 @@ class _Direct:
 
 def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: StopRequest) -> Outcome:
     """Trains to the end or to a stop."""
+    # As many threads as one worker has: sums are then split alike, and the numbers are the same to the last bit.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(spec.config.train.workers.cpus)))
     control = _Direct(record, stop)
     trainer = Trainer(spec, control, LocalCollectives())
     try:
@@ -57,7 +62,7 @@ def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: Sto
         while True:
             generation += 1
             record.begin_generation(generation, ["local"], "training in this process")
-            outcome = trainer.run(Membership(generation), Task(record.recorded, record.unfinished, restore))
+            outcome = trainer.run(Membership(generation), Task(recorded=record.recorded, checkpoint=record.unfinished, restore=restore))
             if outcome.ending is Ending.DAMAGED and restore is not None:
                 record.set_aside(restore.step, outcome.reason)
                 restore = record.restore_point()
@@ -66,3 +71,4 @@ def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: Sto
             return outcome
     finally:
         trainer.close()
+        torch.set_num_threads(threads)

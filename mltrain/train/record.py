@@ -91,6 +91,7 @@ class RunRecord:
         self._manifests: dict[int, Checkpoint] = {}
         self._began = self._last_checkpoint = time.monotonic()
         self._cost_s = 0.0
+        self._orphaned = False
         self._generation = 0
         self.totals = Totals()
         self.recorded = 0
@@ -138,6 +139,8 @@ class RunRecord:
         """A new membership: what was not complete in the old one never will be."""
         self._generation = number
         self._pending.clear()
+        self._orphaned = bool(self._undecided)
+        self._last_checkpoint = time.monotonic()
         self.totals.generations += 1
         self.totals.workers = max(self.totals.workers, len(members))
         self.event("generation formed", generation=number, members=members, reason=reason)
@@ -149,8 +152,8 @@ class RunRecord:
 
     @property
     def unfinished(self) -> bool:
-        """Whether an evaluation still waits for a durable checkpoint."""
-        return bool(self._undecided)
+        """Whether an evaluation of an earlier generation was left without a durable checkpoint."""
+        return self._orphaned and bool(self._undecided)
 
     def row(self, row: Row) -> None:
         """Metrics of a step."""
@@ -166,13 +169,11 @@ class RunRecord:
             self._part(message)
 
     def checkpoint_due(self) -> bool:
-        """Whether it is time for a checkpoint: by the clock, or because an evaluation was left without one."""
+        """Whether it is time for a checkpoint, by the clock."""
         if self._pending:
             return False
         every = self._config.train.checkpoint.every
         since = time.monotonic() - self._last_checkpoint
-        if self._undecided:
-            return True
         if isinstance(every, str):
             observed = time.monotonic() - self._began
             return since > checkpoint_interval_s(self._cost_s, self.totals.losses, observed)

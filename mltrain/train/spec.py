@@ -29,7 +29,7 @@ class Spec:
     device: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What a generation is asked to do.
 

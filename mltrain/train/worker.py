@@ -174,6 +174,7 @@ class Worker:
             "node": ray.get_runtime_context().get_node_id(),
             "address": address,
             "interface": _interface(address),
+            "pid": os.getpid(),
             "warm_s": time.perf_counter() - began,
         }
 

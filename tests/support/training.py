@@ -1,0 +1,134 @@
+"""Runs on small datasets, in this process or as a command that can be killed."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mltrain import config as configs
+from mltrain.config import Experiment
+from mltrain.storage import open_store
+from mltrain.train.checkpoints import read_tensors, stored
+from tests.support.processes import Process, started
+
+ROWS = 6000
+BATCH = 128
+
+# A model that does something at one step of one process: the file named by `flag` makes it happen once.
+FAULTY_MODEL = """
+import os, signal
+from pathlib import Path
+
+import torch
+from mltrain.models import TabularMLP
+
+
+class Model(TabularMLP):
+    def __init__(self, schema, at, what, flag):
+        super().__init__(schema, (16,), 0.1, None, True)
+        self.at, self.what, self.flag = tuple(at), what, flag
+
+    def forward(self, batch):
+        outputs = super().forward(batch)
+        if self.training and (batch.epoch, batch.step) == self.at and self._first():
+            if self.what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "raise":
+                raise ValueError("the user's own mistake")
+            if self.what == "nan":
+                return {name: value * float("nan") for name, value in outputs.items()}
+            if self.what == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+        return outputs
+
+    def _first(self):
+        if self.flag is None:
+            return True
+        try:
+            os.close(os.open(self.flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+def build(schema, at=(-1, -1), what="", flag=None):
+    torch.manual_seed(1)
+    return Model(schema, at, what, flag)
+"""
+
+
+def experiment(root: Path, *, workers: Any = 0, address: str = "local", **changes: Any) -> dict[str, Any]:
+    """An experiment on the dataset ``made`` below ``root``; ``changes`` go into ``train``."""
+    train: dict[str, Any] = {
+        "epochs": 2,
+        "global_batch_size": BATCH,
+        "optimizer": {"lr": 0.01},
+        "seed": 5,
+        "workers": workers,
+        "checkpoint": {"every": {"steps": 10}},
+        **changes,
+    }
+    return {
+        "name": "test",
+        "root": str(root),
+        "dataset": "made",
+        "model": {"args": {"hidden": [16], "dropout": 0.1}},
+        "objective": {"metric": "validation/loss"},
+        "train": train,
+        "cluster": {"address": address},
+    }
+
+
+def faulty(mapping: dict[str, Any], directory: Path, **args: Any) -> dict[str, Any]:
+    """The experiment with the model that can fail."""
+    path = directory / "model.py"
+    path.write_text(FAULTY_MODEL)
+    return {**mapping, "model": {"factory": f"{path}:build", "args": args}}
+
+
+def parse(mapping: Mapping[str, Any]) -> Experiment:
+    """The experiment as a config."""
+    parsed = configs.parse(mapping)
+    assert isinstance(parsed, Experiment)
+    return parsed
+
+
+def start(mapping: Mapping[str, Any], run_id: str, logs: Path) -> AbstractContextManager[Process]:
+    """The run as a process of its own, which exits as the command line would."""
+    command = [sys.executable, "-m", "tests.support.training", json.dumps(mapping), run_id]
+    return started(command, logs, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def weights(root: str | Path, run_id: str, step: int) -> dict[str, Any]:
+    """The tensors of a checkpoint, as numpy arrays."""
+    run = open_store(root).sub(f"runs/{run_id}")
+    found = [checkpoint for checkpoint in stored(run) if checkpoint.step == step]
+    assert found, f"no checkpoint of step {step}, only {[checkpoint.step for checkpoint in stored(run)]}"
+    return {name: tensor.numpy() for name, tensor in read_tensors(run, found[0]).items()}
+
+
+def equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two checkpoints are the same to the last bit."""
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def main(mapping: str, run_id: str) -> int:
+    """Runs, and answers the exit code."""
+    from mltrain import train
+    from mltrain.errors import MltrainError
+
+    try:
+        train.run(parse(json.loads(mapping)), run_id=run_id)
+    except MltrainError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
