@@ -1,5 +1,6 @@
 """``mltrain tune``."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import click
@@ -30,7 +31,7 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     from mltrain import tune as sweeps
 
     result = sweeps.run(experiment, run_id=run_id, progress=out.progress)
-    rows = result.table.to_pylist(maps_as_pydicts="strict")
+    rows = [{**dataclasses.asdict(trial), "steps": trial.step} for trial in result.trials]
     best = result.best
     out.result(
         {
