@@ -184,7 +184,7 @@ def _reference(reference: str, base: Path, key: str) -> str:
 def to_yaml(config: DatasetFile | Experiment) -> str:
     """The whole config with every default; ``load`` of it gives an equal one."""
     yaml = YAML(typ="rt", pure=True)
-    yaml.width = 120
+    yaml.width = 1 << 30
     yaml.default_flow_style = False
     yaml.indent(mapping=2, sequence=4, offset=2)
     out = io.StringIO()
@@ -192,15 +192,20 @@ def to_yaml(config: DatasetFile | Experiment) -> str:
     return out.getvalue()
 
 
+# Text that YAML reads back as the same text, or that the emitter knows to quote (true, null). All else is escaped.
+_PLAIN = re.compile(r"[A-Za-z_/~](?:[\w./@~+:-]*\w)?", re.ASCII)
+
+
 def _yaml(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _yaml(inner) for key, inner in value.items()}
+        return {_text(key): _yaml(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_yaml(inner) for inner in value]
-    # In quotes what would otherwise be read as a variable, or as a date.
-    if isinstance(value, str) and ("${" in value or re.match(r"\d", value)):
-        return quoted(escaped(value))
-    return value
+    return _text(escaped(value)) if isinstance(value, str) else value
+
+
+def _text(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) and text != "~" else quoted(text)
 
 
 def digest(config: DatasetFile | Experiment) -> str:
@@ -213,6 +218,8 @@ def digest(config: DatasetFile | Experiment) -> str:
     determining = {key: value for key, value in data.items() if key not in _NOT_IN_DIGEST}
     if isinstance(config, Experiment):
         determining["train"] = {key: value for key, value in data["train"].items() if key not in _NOT_IN_TRAIN_DIGEST}
-        determining["model"] = {**data["model"], "factory": config.model.factory.rpartition("/")[2]}
-    text = json.dumps(determining, sort_keys=False, separators=(",", ":"), ensure_ascii=False)
+        arguments = json.dumps(config.model.args, sort_keys=True)
+        determining["model"] = {"factory": config.model.factory.rpartition("/")[2], "args": arguments}
+    # The order of features and splits means something, so keys are not sorted.
+    text = json.dumps(determining, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
