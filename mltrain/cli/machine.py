@@ -12,13 +12,14 @@ from mltrain.cli.output import Output, table
 @click.option("--root", metavar="URI", default="./out", help="Where everything goes: a path or a URI.")
 @click.option("--trials", default=8, type=click.IntRange(min=1), help="Trials of the sweep.")
 @click.option("--workers", default=2, type=click.IntRange(min=0), help="Workers of each trial.")
+@click.option("--run-id", metavar="ID", help="Goes on with a sweep that was stopped.")
 @common
 @resumable
-def demo(out: Output, root: str, trials: int, workers: int) -> None:
+def demo(out: Output, root: str, trials: int, workers: int, run_id: str | None) -> None:
     """Take the Adult sample from a Delta table to the best model of a sweep, on this machine."""
     from mltrain.cli.demo import demo as whole_path
 
-    whole_path(root, trials, workers)
+    whole_path(root, trials, workers, run_id, out)
 
 
 @click.command()

@@ -4,11 +4,12 @@ from mltrain.results.lineage import lineage
 from mltrain.results.log import RunLog, read_events, read_metrics, read_result
 from mltrain.results.plots import plot
 from mltrain.results.show import show
-from mltrain.results.table import RunRow, append, ensure_table, get, runs
+from mltrain.results.table import RunRow, add_metrics, append, ensure_table, get, runs
 
 __all__ = [
     "RunLog",
     "RunRow",
+    "add_metrics",
     "append",
     "ensure_table",
     "get",

@@ -213,6 +213,19 @@ def get(root: str, run_id: str) -> dict[str, Any]:
     return row
 
 
+def add_metrics(root: str, run_id: str, metrics: Mapping[str, float]) -> None:
+    """Adds metrics to a run that has ended, such as those of the test split: a new row takes the place of its last.
+
+    Raises:
+        NotFoundError: there is no such run.
+        StorageError: storage failed or refused.
+    """
+    row = get(root, run_id)
+    for generated in ("row_id", "recorded"):
+        del row[generated]
+    append(root, RunRow(**{**row, "metrics": {**row["metrics"], **metrics}}))
+
+
 def _plain(row: RunRow) -> dict[str, Any]:
     data = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
     data["metrics"] = [(name, float(value)) for name, value in row.metrics.items()]

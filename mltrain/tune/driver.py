@@ -131,8 +131,8 @@ class Driver:
         best = "" if value is None else f"  {self._config.objective.metric} {value:.4f}"
         why = f": {trial.error.splitlines()[0]}" if trial.error else ""
         self._event(
-            "trial ended", f"trial {_short(run_id)}  {trial.status} after step {trial.step}{best}{why}",
-            trial=run_id, status=trial.status, step=trial.step, metrics=trial.metrics, error=trial.error,
+            "trial ended", f"trial {_short(run_id)}  {trial.status} after step {trial.steps}{best}{why}",
+            trial=run_id, status=trial.status, steps=trial.steps, metrics=trial.metrics, error=trial.error,
         )  # fmt: skip
 
     def _resources(self) -> dict[str, float]:

@@ -43,10 +43,16 @@ def trial_of(root: Store, point: Point) -> Trial:
         result = read_result(root, point.run_id)
     except NotFoundError:
         return Trial(point.run_id, point.parameters)
-    names = ("status", "metrics", "step", "wall_s", "worker_seconds", "error")
-    known = {name: result[name] for name in names if name in result}
-    metrics = {name: float(value) for name, value in known.pop("metrics", {}).items()}
-    return Trial(point.run_id, point.parameters, metrics=metrics, **known)
+    return Trial(
+        run_id=point.run_id,
+        parameters=point.parameters,
+        status=result["status"],
+        metrics={name: float(value) for name, value in result["metrics"].items()},
+        steps=result.get("step", 0),
+        wall_s=result.get("wall_s", 0.0),
+        worker_seconds=result.get("worker_seconds", 0.0),
+        error=result.get("error"),
+    )
 
 
 def past_reports(root: Store, points: Sequence[Point], metric: str) -> list[tuple[str, int, float]]:

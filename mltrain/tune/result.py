@@ -18,7 +18,7 @@ class Trial:
         parameters: what of the config it changed, by dotted key.
         status: ``finished``, ``pruned`` (its scheduler ended it early), ``failed``, ``stopped`` or ``waiting``.
         metrics: of its best checkpoint, by ``<split>/<name>``.
-        step: updates applied.
+        steps: updates applied.
         wall_s: seconds, over all attempts.
         worker_seconds: seconds times workers.
         error: why it failed.
@@ -28,7 +28,7 @@ class Trial:
     parameters: dict[str, Any]
     status: str = "waiting"
     metrics: dict[str, float] = field(default_factory=dict)
-    step: int = 0
+    steps: int = 0
     wall_s: float = 0.0
     worker_seconds: float = 0.0
     error: str | None = None
@@ -73,7 +73,7 @@ class SweepResult:
                 "run_id": trial.run_id,
                 "status": trial.status,
                 **{name: trial.metrics.get(name) for name in names},
-                "step": trial.step,
+                "steps": trial.steps,
                 "wall_s": trial.wall_s,
                 "worker_seconds": trial.worker_seconds,
                 "error": trial.error,

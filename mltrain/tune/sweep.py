@@ -183,7 +183,7 @@ class _Sweep:
             code_digest=result.best.factory["digest"] if result.best else None,
             metrics=best.metrics if best else {},
             wall_s=result.wall_s,
-            steps=sum(trial.step for trial in result.trials),
+            steps=sum(trial.steps for trial in result.trials),
             workers=self._config.train.workers.max,
             worker_seconds=worker_seconds,
             gpu_seconds=worker_seconds * self._config.train.workers.gpus,

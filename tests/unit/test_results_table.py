@@ -57,6 +57,15 @@ def test_of_a_run_that_ended_twice_the_last_row_counts(tmp_path: Path) -> None:
     assert table["status"].to_pylist() == ["finished", "finished"]
 
 
+def test_metrics_of_the_test_split_are_added_to_a_runs_row(tmp_path: Path) -> None:
+    results.append(str(tmp_path), row("a", metrics={"validation/auc": 0.9}, tags={"team": "growth"}))
+    results.add_metrics(str(tmp_path), "a", {"test/auc": 0.8})
+    found = results.get(str(tmp_path), "a")
+    assert found["metrics"] == {"validation/auc": 0.9, "test/auc": 0.8}
+    assert found["tags"] == {"team": "growth"}
+    assert results.runs(str(tmp_path)).num_rows == 1
+
+
 def test_an_unknown_run_is_refused_with_near_names(tmp_path: Path) -> None:
     results.append(str(tmp_path), row("adult-20260101-aaaaaa"))
     with pytest.raises(NotFoundError, match=r"adult-20260101-aaaaab.*near: adult-20260101-aaaaaa"):
