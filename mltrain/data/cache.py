@@ -76,10 +76,11 @@ class NodeCache:
         while True:
             if self._touch(target, size_bytes):
                 return target
-            with self._claim(blob, cancelled) as claim:
+            with self._full_disk_explained(blob, size_bytes), self._claim(blob, cancelled) as claim:
                 if claim is None or self._touch(target, size_bytes):
                     continue
-                self._reserve(claim, size_bytes)
+                while not self._reserve(claim, size_bytes):
+                    _wait(cancelled, f"waiting for room in the cache {self.path} for shard {blob}")
                 self._download(store, path, blob, size_bytes)
                 return target
 
@@ -112,15 +113,13 @@ class NodeCache:
         self._make_room_for_names(lock.parent)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            waited = not _try_lock(descriptor)
-            while waited and not _try_lock(descriptor):
-                if cancelled():
-                    raise InterruptedError(f"waiting for another fetcher of {blob}")
-                time.sleep(_POLL_S)
+            while not _try_lock(descriptor):
+                _wait(cancelled, f"waiting for another fetcher of shard {blob}")
             if not _same_file(descriptor, lock):
                 yield None
                 return
             try:
+                os.ftruncate(descriptor, 0)  # what a fetcher that died had reserved
                 yield descriptor
             finally:
                 # Still locked: whoever waits sees that the name is gone, and starts again.
@@ -134,18 +133,27 @@ class NodeCache:
         except OSError as error:
             raise RequestError(f"cache directory {folder} cannot be made: {error}; set cache.path") from error
 
-    def _reserve(self, claim: int, size_bytes: int) -> None:
-        """Counts the download against the budget, removing what was used longest ago."""
+    def _reserve(self, claim: int, size_bytes: int) -> bool:
+        """Counts a download against budget and disk, removing what was used longest ago.
+
+        Returns:
+            False when other downloads under way take the room; they will end.
+        """
         with self._exclusive():
-            os.ftruncate(claim, size_bytes)
             entries = sorted(self._entries(), key=lambda entry: entry[2])
-            excess = sum(size for _, size, _ in entries) - self.budget_bytes
+            over_budget = sum(size for _, size, _ in entries) + size_bytes - self.budget_bytes
+            excess = max(over_budget, size_bytes - shutil.disk_usage(self.path).free)
             for file, size, _ in entries:
                 if excess <= 0:
                     break
                 if file.suffix == ".arrow" or _remove_if_stale(file):
                     file.unlink(missing_ok=True)
                     excess -= size
+                    over_budget -= size
+            if over_budget > 0:
+                return False
+            os.ftruncate(claim, size_bytes)
+            return True
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -189,16 +197,36 @@ class NodeCache:
                 f"shard {store.join(path)} is missing although the manifest names it; "
                 "build the dataset again to repair it"
             ) from error
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _full_disk_explained(self, blob: str, size_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, StorageError) as error:
+            if not _is_full_disk(error):
                 raise
             free = shutil.disk_usage(self.path).free
             raise StorageError(
                 f"the disk of the cache {self.path} is full: {free} bytes free, {size_bytes} wanted for shard {blob}; "
                 f"free some, or set cache.path, or cache.budget_bytes (now {self.budget_bytes}) to what the disk holds"
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk or quota is behind an error; stores wrap what the system says."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _wait(cancelled: Callable[[], bool], what: str) -> None:
+    if cancelled():
+        raise InterruptedError(what)
+    time.sleep(_POLL_S)
 
 
 def _try_lock(descriptor: int) -> bool:

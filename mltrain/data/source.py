@@ -3,7 +3,7 @@
 import collections
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from mltrain.data.cache import NodeCache
 from mltrain.data.manifest import ShardIndex
 from mltrain.data.schema import Schema
 from mltrain.data.shard import Shard, blob_path, open_shard
-from mltrain.errors import DamagedError
+from mltrain.errors import DamagedError, StorageError
 from mltrain.storage import Store
 
 _OPEN_SHARDS = 2048
 _FETCHERS = 8
+_EVICTED_ATTEMPTS = 10
 
 # Files that this process has hashed: (path, device, inode, size, time of change) of each.
 _verified: set[tuple[str, int, int, int, int]] = set()
@@ -90,14 +91,29 @@ class ShardSource:
         size_bytes = int(self._index.size_bytes[number])
         if self._cache is None:
             file = Path(self._store.join(blob_path(name)))
-            return _missing_is_damage(lambda: _open_verified(file, self._schema, name, size_bytes))
+            return self._open_in_place(file, name, size_bytes)
         file = self._local_copy(number)
+        for _ in range(_EVICTED_ATTEMPTS):
+            try:
+                return _open_verified(file, self._schema, name, size_bytes)
+            except DamagedError:
+                # The disk of this node damaged it: once more from storage.
+                self._cache.discard(name)
+                return _open_verified(self._fetch(number), self._schema, name, size_bytes)
+            except FileNotFoundError:
+                file = self._fetch(number)
+        raise StorageError(
+            f"the cache {self._cache.path} drops shards before they can be opened: its budget of "
+            f"{self._cache.budget_bytes} bytes is too small for this node's readers; set cache.budget_bytes"
+        )
+
+    def _open_in_place(self, file: Path, name: str, size_bytes: int) -> Shard:
         try:
             return _open_verified(file, self._schema, name, size_bytes)
-        except (DamagedError, FileNotFoundError):
-            # Damaged on this node's disk, or evicted in between: once more from storage.
-            self._cache.discard(name)
-            return _missing_is_damage(lambda: _open_verified(self._fetch(number), self._schema, name, size_bytes))
+        except FileNotFoundError as error:
+            raise DamagedError(
+                f"shard {file} is missing although the manifest names it; build the dataset again to repair it"
+            ) from error
 
     def _local_copy(self, number: int) -> Path:
         with self._lock:
@@ -137,12 +153,3 @@ def _open_verified(file: Path, schema: Schema, blob: str, size_bytes: int) -> Sh
     shard = open_shard(file, schema, blob=blob, size_bytes=size_bytes, verify=identity not in _verified)
     _verified.add(identity)
     return shard
-
-
-def _missing_is_damage(read: Callable[[], Shard]) -> Shard:
-    try:
-        return read()
-    except FileNotFoundError as error:
-        raise DamagedError(
-            f"shard {error.filename} is missing although the manifest names it; build the dataset again to repair it"
-        ) from error

@@ -1,0 +1,263 @@
+"""Datasets, loaders and the node's cache in several processes: races, kills, a remote root."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from mltrain.data import Dataset, Loader, NodeCache
+from mltrain.data.shard import blob_path
+from mltrain.errors import DamagedError, RequestError, StorageError
+from mltrain.storage import ObjectMeta, open_store
+from mltrain.storage.local import LocalStore
+from tests.support.datasets import make_dataset
+
+BATCH = 64
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("root"), rows=2000, shards=12)
+
+
+class CountingStore(LocalStore):
+    """A directory that notes each download in a file beside it."""
+
+    def download(self, path: str, local: Path) -> ObjectMeta:
+        with open(f"{self.uri}.downloads", "a") as log:
+            log.write(f"{path}\n")
+        return super().download(path, local)
+
+
+def blobs(dataset: Dataset) -> list[tuple[str, int]]:
+    """Name and size of each shard."""
+    return [(entry.blob, entry.size_bytes) for entry in dataset.manifest.entries()]
+
+
+def fetch_all(root: str, cache: Path, budget: int, wanted: list[tuple[str, int]]) -> int:
+    """Fetches shards one after the other; the most bytes that the cache was seen to hold."""
+    node, store, most = NodeCache(cache, budget), CountingStore(root), 0
+    for blob, size_bytes in wanted:
+        node.fetch(store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+        most = max(most, node.used_bytes())
+    return most
+
+
+def build(root: str, number: int) -> str:
+    """Builds the one dataset that all builders build."""
+    return make_dataset(root, rows=300, shards=3, seed=number // 100).digest
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+
+
+def test_builders_that_race_for_one_dataset_all_succeed_with_one_manifest(tmp_path: Path) -> None:
+    with processes(4) as pool:
+        digests = list(pool.map(build, [str(tmp_path)] * 8, range(8)))
+    assert len(set(digests)) == 1
+    assert [path.parent.name for path in tmp_path.glob("shards/*/manifest.json")] == digests[:1]
+    assert Dataset.open("made", root=tmp_path).verify().ok
+
+
+def test_builders_of_different_datasets_leave_a_pointer_to_one_of_them(bucket: str) -> None:
+    with processes(4) as pool:
+        digests = set(pool.map(build, [bucket] * 6, [0, 100, 200] * 2))
+    assert len(digests) == 3
+    opened = Dataset.open("made", root=bucket)
+    assert opened.digest in digests and opened.provenance["digest"] == opened.digest
+
+
+def test_one_process_fetches_a_shard_for_all(dataset: Dataset, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    os.symlink(dataset.store.uri, root)
+    wanted = blobs(dataset)
+    with processes(4) as pool:
+        list(pool.map(fetch_all, [str(root)] * 4, [tmp_path / "cache"] * 4, [1 << 30] * 4, [wanted] * 4))
+    downloads = (tmp_path / "root.downloads").read_text().split()
+    assert sorted(downloads) == sorted(blob_path(blob) for blob, _ in wanted)
+    assert not list((tmp_path / "cache").rglob("*.part")) + list((tmp_path / "cache").glob("??/*.lock"))
+
+
+def test_the_cache_keeps_its_budget_under_concurrent_readers(dataset: Dataset, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    os.symlink(dataset.store.uri, root)
+    wanted = blobs(dataset)
+    budget = 5 * max(size for _, size in wanted)
+    orders = [wanted, wanted[::-1], wanted[5:] + wanted[:5]]
+    with processes(3) as pool:
+        most = list(pool.map(fetch_all, [str(root)] * 3, [tmp_path / "cache"] * 3, [budget] * 3, orders))
+    assert max(most) <= budget
+    assert NodeCache(tmp_path / "cache", budget).used_bytes() <= budget
+
+
+def test_least_recently_used_goes_first(dataset: Dataset, tmp_path: Path) -> None:
+    (a, size_a), (b, size_b), (c, size_c) = blobs(dataset)[:3]
+    node = NodeCache(tmp_path / "cache", size_a + size_b + size_c - 1)
+    for blob, size_bytes, used_at in ((a, size_a, 100), (b, size_b, 200)):
+        file = node.fetch(dataset.store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+        os.utime(file, (used_at, used_at))
+    node.fetch(dataset.store, blob_path(a), blob=a, size_bytes=size_a)
+    node.fetch(dataset.store, blob_path(c), blob=c, size_bytes=size_c)
+    assert {file.stem for file in (tmp_path / "cache").rglob("*.arrow")} == {a, c}
+
+
+def start_stuck_fetcher(dataset: Dataset, cache: Path, blob: str, size_bytes: int) -> subprocess.Popen[str]:
+    """A process that has downloaded half of a shard and goes no further."""
+    script = f"""
+        import sys
+        from pathlib import Path
+        from mltrain.data import NodeCache
+        from mltrain.storage.local import LocalStore
+
+        class Stuck(LocalStore):
+            def download(self, path, local):
+                data = self.get(path)
+                local.write_bytes(data[: len(data) // 2])
+                print("half", flush=True)
+                sys.stdin.read()
+
+        NodeCache(Path({str(cache)!r}), {10 * size_bytes}).fetch(
+            Stuck({dataset.store.uri!r}), {blob_path(blob)!r}, blob={blob!r}, size_bytes={size_bytes}
+        )
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    fetcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert _pipe(fetcher.stdout).readline() == "half\n"
+    return fetcher
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+def test_a_killed_fetcher_leaves_no_lock_and_nothing_to_trust(dataset: Dataset, tmp_path: Path) -> None:
+    blob, size_bytes = blobs(dataset)[0]
+    fetcher = start_stuck_fetcher(dataset, tmp_path, blob, size_bytes)
+    node = NodeCache(tmp_path, size_bytes)
+    # While the fetcher lives, another one waits, and can be told to give up.
+    with pytest.raises(InterruptedError):
+        node.fetch(dataset.store, blob_path(blob), blob=blob, size_bytes=size_bytes, cancelled=lambda: True)
+    fetcher.send_signal(signal.SIGKILL)
+    fetcher.wait()
+    assert list(tmp_path.rglob("*.part"))
+    file = node.fetch(dataset.store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+    assert file.read_bytes() == dataset.store.get(blob_path(blob))
+    assert not list(tmp_path.rglob("*.part")) + list(tmp_path.glob("??/*.lock"))
+
+
+def test_what_a_killed_fetcher_reserved_is_reclaimed(dataset: Dataset, tmp_path: Path) -> None:
+    (first, size_first), (second, size_second) = blobs(dataset)[:2]
+    fetcher = start_stuck_fetcher(dataset, tmp_path, first, size_first)
+    fetcher.send_signal(signal.SIGKILL)
+    fetcher.wait()
+    node = NodeCache(tmp_path, size_second + size_first // 2)
+    node.fetch(dataset.store, blob_path(second), blob=second, size_bytes=size_second)
+    assert [file.stem for file in tmp_path.glob("??/*")] == [second]
+
+
+def test_a_download_that_is_damaged_twice_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    (blob, size_bytes), (other, _) = blobs(dataset)[:2]
+    store = open_store(tmp_path / "root")
+    store.put(blob_path(blob), dataset.store.get(blob_path(other)))
+    node = NodeCache(tmp_path / "cache")
+    with pytest.raises(DamagedError, match=f"{blob}.arrow is damaged: .* wanted {size_bytes} bytes"):
+        node.fetch(store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+    store.delete(blob_path(blob))
+    with pytest.raises(DamagedError, match=f"{blob}.arrow is missing although the manifest names it"):
+        node.fetch(store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+    assert not list((tmp_path / "cache").glob("??/*"))
+
+
+def test_a_shard_larger_than_the_budget_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    blob, size_bytes = blobs(dataset)[0]
+    with pytest.raises(RequestError, match=r"set cache.budget_bytes to at least a few shards"):
+        NodeCache(tmp_path, size_bytes - 1).fetch(dataset.store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_said_clearly(dataset: Dataset, tmp_path: Path) -> None:
+    blob, size_bytes = blobs(dataset)[0]
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes // 4096 * 4096 // 2}", "none", str(mounted)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this container may not mount a file system")
+    try:
+        with pytest.raises(StorageError, match=r"the disk of the cache .* is full"):
+            NodeCache(mounted).fetch(dataset.store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+        assert not list(mounted.glob("??/*"))
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_a_remote_dataset_loads_through_the_cache_like_a_local_one(bucket: str, tmp_path: Path) -> None:
+    local = make_dataset(tmp_path / "local", rows=900, shards=6)
+    make_dataset(bucket, rows=900, shards=6)
+    cache = NodeCache(tmp_path / "cache")
+    remote = Dataset.open(f"{bucket}/datasets/made", cache=cache)
+    assert remote.digest == local.digest
+    assert remote.verify().ok and cache.used_bytes() == 0
+    rows = [
+        [batch["x0"].tolist() for batch in Loader(made, "train", global_batch_size=BATCH)]  # type: ignore[union-attr]
+        for made in (remote, local)
+    ]
+    assert rows[0] == rows[1]
+    where = remote.manifest.shards("train")
+    assert cache.used_bytes() == int(remote.manifest.index.size_bytes[where].sum())
+
+
+def test_damage_in_the_cache_is_mended_from_storage(bucket: str, tmp_path: Path) -> None:
+    make_dataset(bucket, rows=600, shards=3)
+    cache = NodeCache(tmp_path / "cache")
+    first = Dataset.open("made", root=bucket, cache=cache)
+    table = first.read("train")
+    blob = first.manifest.index.blob_name(1)
+    file = tmp_path / "cache" / blob[:2] / f"{blob}.arrow"
+    raw = bytearray(file.read_bytes())
+    raw[300] ^= 1
+    file.write_bytes(raw)
+    assert Dataset.open("made", root=bucket, cache=cache).read("train").equals(table)
+    assert file.read_bytes() != bytes(raw)
+
+
+def test_damage_in_storage_ends_the_loader_with_the_shards_name(bucket: str, tmp_path: Path) -> None:
+    made = make_dataset(bucket, rows=600, shards=3)
+    blob = made.manifest.index.blob_name(2)
+    raw = bytearray(made.store.get(blob_path(blob)))
+    raw[-200] ^= 1
+    made.store.put(blob_path(blob), bytes(raw))
+    remote = Dataset.open("made", root=bucket, cache=NodeCache(tmp_path))
+    with pytest.raises(DamagedError, match=f"shard {bucket}/{blob_path(blob)} is damaged"):
+        list(Loader(remote, "train", global_batch_size=BATCH))
+
+
+def test_torch_is_imported_only_when_a_loader_is_made(dataset: Dataset) -> None:
+    script = (
+        "import sys, mltrain.data\n"
+        f"ds = mltrain.data.Dataset.open({dataset.uri!r})\n"
+        "ds.to_pandas('train', rows=5); ds.summary()\n"
+        "assert not {'torch', 'ray', 'pyspark', 'horovod'} & set(sys.modules), sorted(sys.modules)\n"
+        "next(iter(mltrain.data.Loader(ds, 'train', global_batch_size=10)))\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_an_unfinished_loop_does_not_keep_the_process_alive(dataset: Dataset) -> None:
+    script = (
+        "import mltrain.data\n"
+        f"loader = mltrain.data.Loader(mltrain.data.Dataset.open({dataset.uri!r}), 'train', global_batch_size=10)\n"
+        "iterator = iter(loader)\n"
+        "print(next(iterator).rows)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("10\n", "")
