@@ -85,7 +85,7 @@ def ray_cluster(s3_server: s3.S3Server) -> Iterator[str]:
 
     os.environ["RAY_DEDUP_LOGS"] = "0"
     head = {"num_cpus": _LOGICAL_CPUS, "object_store_memory": 256 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "dashboard_agent_listen_port": 0})
     yield str(cluster.address)
     ray.shutdown()
     cluster.shutdown()

@@ -94,7 +94,9 @@ def job_server(s3_server: S3Server) -> Iterator[str]:
     import ray
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 4, "object_store_memory": 256 << 20, "include_dashboard": True, "dashboard_port": 0}
+    # Jobs go through the node's agent; on its fixed default port another cluster of this machine may listen.
+    ports = {"dashboard_port": 0, "dashboard_agent_listen_port": 0}
+    head = {"num_cpus": 4, "object_store_memory": 256 << 20, "include_dashboard": True, **ports}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PATH", f"{_BIN}{os.pathsep}{os.environ['PATH']}")
         cluster = Cluster(initialize_head=True, head_node_args=head)
