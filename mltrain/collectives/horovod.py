@@ -1,5 +1,6 @@
-"""Collectives by Horovod (patched, see cluster/horovod): Gloo on CPUs, NCCL on GPUs, initialised anew per generation."""
+"""Collectives by Horovod (patched, see cluster/horovod): Gloo on CPUs, NCCL on GPUs, new in every generation."""
 
+import functools
 import os
 import threading
 import time
@@ -90,13 +91,13 @@ class HorovodCollectives:
         self._check()
         if self._alone is not None or not tensors:
             return
-        for start, pack in enumerate(_packs(tensors)):
+        for number, pack in enumerate(_packs(tensors)):
             flat = torch.cat([_bytes_of(tensor) for tensor in pack])
-            self._start(
-                lambda flat=flat, start=start: self._hvd.broadcast_async_(flat, root, name=f"broadcast.{start}")
-            ).wait()
+            self._start(functools.partial(self._hvd.broadcast_async_, flat, root, name=f"broadcast.{number}")).wait()
             if self.rank != root:
-                for tensor, part in zip(pack, flat.split([_bytes_of(tensor).numel() for tensor in pack]), strict=True):
+                for tensor, part in zip(
+                    pack, torch.split(flat, [_bytes_of(tensor).numel() for tensor in pack]), strict=True
+                ):
                     value = part.clone().view(tensor.dtype) if tensor.dtype != torch.bool else part.bool()
                     tensor.copy_(value.reshape(tensor.shape))
 
@@ -108,7 +109,7 @@ class HorovodCollectives:
         counts: list[int] = self._allgather(rows, "gather.rows").tolist()
         if sum(counts) == 0:
             return [tensor.new_empty((0, *tensor.shape[1:])) for _ in counts]
-        return list(self._allgather(tensor.contiguous(), "gather.values").split(counts))
+        return list(torch.split(self._allgather(tensor.contiguous(), "gather.values"), counts))
 
     def _allgather(self, tensor: Tensor, name: str) -> Tensor:
         handle = self._start(lambda: self._hvd.allgather_async(tensor, name=name))
@@ -178,7 +179,7 @@ class _HorovodHandle:
         try:
             self.result = self._hvd.synchronize(self._handle)
         except Exception as error:
-            # HorovodInternalError cannot be named here without importing Horovod; whatever synchronize raises ends the generation.
+            # HorovodInternalError cannot be named without importing Horovod; whatever is raised ends the generation.
             raise CollectiveAborted(f"a peer was lost: {error}") from error
 
 
@@ -187,8 +188,8 @@ def _import_horovod() -> Any:
         import horovod.torch as hvd
     except ImportError as error:
         raise MissingDependencyError(
-            f"Horovod is not installed ({error}). Training on workers needs mltrain's patched build: run `make setup` in "
-            "mltrain's repository, or set train.workers=0 to train in this process."
+            f"Horovod is not installed ({error}). Training on workers needs mltrain's patched build: run `make setup` "
+            "in mltrain's repository, or set train.workers=0 to train in this process."
         ) from error
     if not hasattr(hvd, "abort"):
         raise MissingDependencyError(

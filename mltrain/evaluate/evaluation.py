@@ -45,8 +45,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates ``model`` on this rank's ``batches`` together with all other ranks.
 
-    The model's own metrics (torchmetrics) synchronise through ``collectives.gather``; those of the label types are computed from
-    the gathered scores of all rows.
+    The model's own metrics (torchmetrics) synchronise through ``collectives.gather``; those of the label types
+    are computed from the gathered scores of all rows.
     """
     own = _own_metrics(model, collectives)
     built_in = not callable(getattr(model, "loss", None))

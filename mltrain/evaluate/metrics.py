@@ -24,15 +24,16 @@ def metrics(
         weights: ``[rows]``, or None for all ones.
 
     Returns:
-        binary: auc, auc_pr, log_loss, accuracy; multiclass: accuracy, log_loss, macro_f1; multilabel: auc and auc_pr (means over
-        the classes that have both), log_loss, accuracy; regression: rmse, mae, r2. What is undefined (auc of one class) is NaN.
+        binary: auc, auc_pr, log_loss, accuracy; multiclass: accuracy, log_loss, macro_f1; multilabel: auc and auc_pr
+        (means over the classes that have both), log_loss, accuracy; regression: rmse, mae, r2. What is undefined (auc
+        of one class) is NaN.
     """
     weight = np.ones(len(scores)) if weights is None else weights.astype(np.float64)
     return _BY_TYPE[type_](scores.astype(np.float64), labels, weight)
 
 
 def auc(scores: Array, positive: NDArray[np.bool_], weight: Array) -> float:
-    """Area under the ROC curve: the weighted share of (positive, negative) pairs in the right order, ties counting half."""
+    """Area under the ROC curve: the weighted share of pairs in the right order, ties counting half."""
     gains, losses = _by_threshold(scores, positive, weight)
     if gains[-1] <= 0 or losses[-1] <= 0:
         return float("nan")

@@ -82,8 +82,8 @@ def outputs_by_task(outputs: object, of: tuple[Task, ...]) -> Mapping[str, Tenso
         return outputs
     seen = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
     raise TrainingError(
-        f"forward() returned {seen}; wanted a mapping with a tensor for each task: {', '.join(task.name for task in of)} "
-        "(a tensor alone for a single task). A model with other outputs needs a loss() of its own."
+        f"forward() returned {seen}; wanted a mapping with a tensor for each task: "
+        f"{', '.join(task.name for task in of)} (a tensor alone for a single task). A model with other outputs needs a loss() of its own."
     )
 
 
@@ -99,8 +99,8 @@ def total_loss(model: torch.nn.Module, of: tuple[Task, ...], outputs: object, ba
         if not isinstance(loss, Tensor) or loss.shape != (batch.rows,):
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise TrainingError(
-                f"loss() of {type(model).__name__} returned {shape}; wanted one value a row, shape [{batch.rows}]: do not "
-                "reduce it, mltrain weights and reduces exactly."
+                f"loss() of {type(model).__name__} returned {shape}; wanted one value a row, shape "
+                f"[{batch.rows}]: do not reduce it, mltrain weights and reduces exactly."
             )
         return loss.float()
     by_task = outputs_by_task(outputs, of)

@@ -27,7 +27,8 @@ def tabular_mlp(
         hidden: widths of the hidden layers.
         dropout: probability of dropping a hidden unit.
         embedding_dim: width of every embedding; None takes ``min(64, 1.6 * cardinality ** 0.56)``.
-        normalise: layer normalisation before each hidden activation (never BatchNorm, whose statistics depend on the number of workers).
+        normalise: layer normalisation before each hidden activation (never BatchNorm, whose statistics depend on the
+            number of workers).
     """
     return TabularMLP(schema, tuple(hidden), dropout, embedding_dim, normalise)
 
@@ -76,7 +77,7 @@ class TabularMLP(nn.Module):
             ids = batch.categorical
             parts += [embedding(ids[:, index]) for index, embedding in enumerate(self.embeddings)]
         for name, bag in zip(self._lists, self.bags, strict=True):
-            ragged = batch[name]
+            ragged = batch.ragged[name]
             parts.append(bag(ragged.values.long(), ragged.offsets[:-1].long()))
         hidden = self.body(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
         return {task.name: self.heads[f"task_{index}"](hidden) for index, task in enumerate(self._tasks)}

@@ -156,7 +156,8 @@ def read_tensors(run: "Store", checkpoint: Checkpoint) -> "dict[str, Tensor]":
             raise DamagedError(f"checkpoint part {run.join(part.path)} is missing") from error
         if len(data) != part.size_bytes or hashlib.sha256(data).hexdigest() != part.sha256:
             raise DamagedError(
-                f"checkpoint part {run.join(part.path)} is damaged: {len(data)} bytes of {part.size_bytes}, or another SHA-256"
+                f"checkpoint part {run.join(part.path)} is damaged: {len(data)} bytes of {part.size_bytes}, or "
+                "another SHA-256"
             )
         tensors.update(load(data))
     return tensors

@@ -53,7 +53,8 @@ def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
         import ray
     except ImportError as error:
         raise MissingDependencyError(
-            f"train.workers needs Ray ({error}): pip install 'mltrain[ray]', or set train.workers=0 to train in this process"
+            f"train.workers needs Ray ({error}): pip install 'mltrain[ray]', or set train.workers=0 to train in "
+            "this process"
         ) from error
     if ray.is_initialized():
         yield
@@ -81,6 +82,6 @@ def _connect(ray: Any, config: "ClusterConfig") -> None:
             ray.init(address=config.address, runtime_env=runtime_env, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RequestError(
-            f"cluster.address is {config.address!r}, but Ray cannot be reached there: {error}. Start it (`ray start --head`), or use "
-            "cluster.address=local."
+            f"cluster.address is {config.address!r}, but Ray cannot be reached there: {error}. Start it "
+            "(`ray start --head`), or use cluster.address=local."
         ) from error

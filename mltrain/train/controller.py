@@ -215,7 +215,9 @@ class Controller:
         member.node = result["node"]
         member.state = WorkerState.READY
         self._failed_starts = 0
-        self._record.event("worker ready", worker=member.id, node=member.node, pid=result["pid"], warm_s=result["warm_s"])
+        self._record.event(
+            "worker ready", worker=member.id, node=member.node, pid=result["pid"], warm_s=result["warm_s"]
+        )
 
     def _watch(self) -> None:
         """Heartbeats: an overdue worker takes no part; one that left its generation too late is replaced."""
@@ -408,7 +410,7 @@ class Controller:
         self._numbers += 1
         worker = f"worker-{self._lease.driver_epoch}-{self._numbers}"
         needed = resources(self._workers_config)
-        actor = self._remote.options(
+        actor: Any = self._remote.options(
             num_cpus=needed["CPU"],
             num_gpus=needed.get("GPU", 0),
             max_concurrency=4,

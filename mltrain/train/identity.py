@@ -44,7 +44,7 @@ def stored_config(run: "Store") -> Experiment:
 
 
 def resolve(config: Experiment, run: "Store", progress: "Callable[[str], None] | None") -> tuple[Experiment, Dataset]:
-    """The config with its dataset pinned to a digest, and that dataset. A run that exists keeps what it was created with.
+    """The config with its dataset pinned to a digest, and that dataset. An existing run keeps what it was created with.
 
     Raises:
         RequestError: the run exists and was created with another config or dataset; the message names the keys.

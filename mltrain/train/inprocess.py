@@ -62,7 +62,9 @@ def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: Sto
         while True:
             generation += 1
             record.begin_generation(generation, ["local"], "training in this process")
-            outcome = trainer.run(Membership(generation), Task(recorded=record.recorded, checkpoint=record.unfinished, restore=restore))
+            outcome = trainer.run(
+                Membership(generation), Task(recorded=record.recorded, checkpoint=record.unfinished, restore=restore)
+            )
             if outcome.ending is Ending.DAMAGED and restore is not None:
                 record.set_aside(restore.step, outcome.reason)
                 restore = record.restore_point()

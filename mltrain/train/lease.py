@@ -25,7 +25,8 @@ class Holder:
 
     Attributes:
         driver_epoch: grows by one with every holder.
-        host: of the process; with ``boot`` (of the host), ``pid`` and ``started`` (in clock ticks since boot) it names one process.
+        host: of the process; with ``boot`` (of the host), ``pid`` and ``started`` (clock ticks since boot) it names one
+            process.
         renewed: Unix time of the last renewal.
         released: the holder has ended properly.
     """
@@ -140,8 +141,8 @@ def _encode(holder: Holder) -> bytes:
 def _held(run_id: str, holder: Holder) -> str:
     return (
         f"Run {run_id} is held by process {holder.pid} on {holder.host} (driver epoch {holder.driver_epoch}, heard of "
-        f"{time.time() - holder.renewed:.0f} s ago). Stop that one, wait up to {EXPIRES_S:.0f} s if its host is gone, or use "
-        "another --run-id."
+        f"{time.time() - holder.renewed:.0f} s ago). Stop that one, wait up to {EXPIRES_S:.0f} s if its host is "
+        "gone, or use another --run-id."
     )
 
 

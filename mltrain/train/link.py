@@ -1,7 +1,7 @@
 """Lines of JSON between controller and workers, over one TCP connection per worker that is theirs alone.
 
-Ray needs a minute to call a cut node dead. Here every worker sends a sign of life from a thread of its own, which neither a long
-step nor a blocked collective holds up, and hears the controller's answer.
+Ray needs a minute to call a cut node dead. Here every worker sends a sign of life from a thread of its own, which
+neither a long step nor a blocked collective holds up, and hears the controller's answer.
 """
 
 import json
@@ -135,7 +135,7 @@ class _Connection:
                 if self.socket.send(data) != len(data):
                     raise BlockingIOError("the peer does not read")
             except OSError:
-                # Dead, or it has not read its commands for so long that it is as good as dead. The reading thread sees the end.
+                # Dead, or as good as dead: it has not read its commands for long. The reading thread sees the end.
                 try:
                     self.socket.shutdown(socket.SHUT_RDWR)
                 except OSError:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(model: nn.Module, config: "OptimizerConfig") -> torch.optim.Optimizer:
-    """The model's ``configure_optimizers()``, or the config's choice; ``initial_lr`` of every group holds its base rate.
+    """The model's ``configure_optimizers()``, or the config's choice; ``initial_lr`` of a group is its base rate.
 
     Raises:
         TrainingError: ``configure_optimizers`` did not return an optimizer.
@@ -21,8 +21,8 @@ def build_optimizer(model: nn.Module, config: "OptimizerConfig") -> torch.optim.
     optimizer = own() if callable(own) else _from_config(model, config)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TrainingError(
-            f"configure_optimizers() of {type(model).__name__} returned {type(optimizer).__name__}; wanted one torch.optim.Optimizer "
-            "(the learning-rate schedule is train.lr_schedule's)"
+            f"configure_optimizers() of {type(model).__name__} returned {type(optimizer).__name__}; wanted one "
+            "torch.optim.Optimizer (the learning-rate schedule is train.lr_schedule's)"
         )
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
@@ -35,10 +35,10 @@ def _from_config(model: nn.Module, config: "OptimizerConfig") -> torch.optim.Opt
         raise TrainingError(
             f"{type(model).__name__} has no parameters that require gradients: there is nothing to train"
         )
+    decay = config.weight_decay or 0.0
     if config.name == "sgd":
         return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+            parameters, lr=config.lr, momentum=config.momentum or 0.0, weight_decay=decay, fused=True
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    beta1, beta2 = config.betas
-    return kind(parameters, lr=config.lr, betas=(beta1, beta2), weight_decay=config.weight_decay, fused=True)
+    return kind(parameters, lr=config.lr, betas=config.betas or (0.9, 0.999), weight_decay=decay, fused=True)

@@ -30,7 +30,7 @@ class WorkerSource(Protocol):
         """Slots granted since the last call."""
 
     def withdrawn(self) -> frozenset[str]:
-        """Ids of granted slots that the source wants back: their workers leave after the step, then `release` follows."""
+        """Ids of granted slots that the source wants back: their workers leave after a step, then comes `release`."""
 
     def release(self, slot: Slot) -> None:
         """Gives a slot back; nothing of the run is in it any more."""

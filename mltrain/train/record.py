@@ -238,8 +238,8 @@ class RunRecord:
         self._cost_s = float(head["stall_s"])
         size = sum(part.size_bytes for part in parts)
         self.event(
-            "checkpoint", step=step, size_bytes=size, parts=len(parts), stall_s=head["stall_s"], waited_s=head["waited_s"],
-            write_s=write_s, digest=checkpoint.digest,
+            "checkpoint", step=step, size_bytes=size, parts=len(parts), stall_s=head["stall_s"],
+            waited_s=head["waited_s"], write_s=write_s, digest=checkpoint.digest,
         )  # fmt: skip
         self._consider(checkpoint)
         self._decide(checkpoint)

@@ -1,12 +1,12 @@
 """Sums gradients over the ranks of a generation while backward is still running."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mltrain.collectives import Collectives, Handle
 from mltrain.errors import TrainingError
@@ -66,8 +66,9 @@ def _halves(value: float) -> tuple[float, float]:
 class Reducer:
     """Gradient buckets of one model in one generation; its hooks live as long as it is open.
 
-    Every parameter's ``grad`` is a view of a flat bucket, filled by backward. A bucket's sum starts when all of its gradients are
-    there (parameters that got none count as zeros), in the same order on every rank. Nothing may be used before `finish`.
+    Every parameter's ``grad`` is a view of a flat bucket, filled by backward. A bucket's sum starts when all of its
+    gradients are there (parameters that got none count as zeros), in the same order on every rank. Nothing may be used
+    before `finish`.
 
     Args:
         model: its parameters that require gradients, in fp32 or fp64.
@@ -83,7 +84,7 @@ class Reducer:
         self._buckets = _buckets(parameters)
         self._views = {parameter: view for bucket in self._buckets for parameter, view in bucket.views.items()}
         self._of = {parameter: bucket for bucket in self._buckets for parameter in bucket.views}
-        self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters]
+        self._hooks = [_hook(parameter, self._arrived) for parameter in parameters]
         self._launched: list[Handle] = []
         self._armed = False
 
@@ -139,7 +140,7 @@ class Reducer:
             else float(torch.linalg.vector_norm(torch.stack([n.double() for n in norms])))
         )
 
-    def _arrived(self, parameter: Tensor) -> None:
+    def _arrived(self, parameter: nn.Parameter) -> None:
         view = self._views[parameter]
         gradient = parameter.grad
         if gradient is not view and gradient is not None:
@@ -183,6 +184,10 @@ def _buckets(parameters: list[nn.Parameter]) -> list[_Bucket]:
     return [_Bucket(group, _WIDTH if index == len(groups) - 1 else 0) for index, group in enumerate(groups)]
 
 
+def _hook(parameter: nn.Parameter, arrived: Callable[[nn.Parameter], None]) -> Any:
+    return parameter.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+
+
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
@@ -192,7 +197,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype not in _REDUCIBLE:
             raise TrainingError(
-                f"Parameter {name!r} is {parameter.dtype}; mltrain keeps parameters and gradients in float32 (or float64). "
-                "For bfloat16 arithmetic set train.precision=bf16."
+                f"Parameter {name!r} is {parameter.dtype}; mltrain keeps parameters and gradients in float32 "
+                "(or float64). For bfloat16 arithmetic set train.precision=bf16."
             )
     return parameters

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Replica:
     optimizer: torch.optim.Optimizer
     step: int = 0
     evaluated_step: int = 0
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     seen: tuple[float, float] = (0.0, 0.0)
     populated: bool = False
 

@@ -135,12 +135,12 @@ class _Attempt:
             try:
                 outcome = self._train(record, source, stop)
             except MltrainError as error:
-                self._failed(record, log, error, "")
+                self._failed(record, log, error)
                 raise
             if outcome.ending is Ending.FAILED:
-                error = self._failure(outcome)
-                self._failed(record, log, error, outcome.traceback)
-                raise error
+                failure = self._failure(outcome)
+                self._failed(record, log, failure)
+                raise failure
             return self._ended(record, log, outcome, stop)
 
     def _train(self, record: RunRecord, source: "WorkerSource | None", stop: StopRequest) -> Outcome:
@@ -174,7 +174,7 @@ class _Attempt:
         self._store.put(path, outcome.traceback.encode())
         return TrainingError(f"{error} (step {outcome.step}; traceback: {self._store.join(path)})")
 
-    def _failed(self, record: RunRecord, log: RunLog, error: MltrainError, traceback: str) -> None:
+    def _failed(self, record: RunRecord, log: RunLog, error: MltrainError) -> None:
         record.event("run failed", error=str(error))
         self._conclude(record, log, "failed", record.recorded, error=str(error))
 

@@ -6,8 +6,8 @@ import math
 def factor(name: str, step: int, total_steps: int, warmup_steps: int = 0) -> float:
     """What the base learning rate is multiplied by in step ``step`` (from 0).
 
-    Warm-up rises linearly to 1 over ``warmup_steps``; then ``constant`` stays, ``linear`` falls to 0 at ``total_steps``,
-    ``cosine`` follows half a cosine to 0 (Loshchilov and Hutter 2017, without restarts).
+    Warm-up rises linearly to 1 over ``warmup_steps``; then ``constant`` stays, ``linear`` falls to 0 at
+    ``total_steps``, ``cosine`` follows half a cosine to 0 (Loshchilov and Hutter 2017, without restarts).
 
     Raises:
         ValueError: unknown name.

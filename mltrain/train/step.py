@@ -90,7 +90,7 @@ def train_step(
             if number == len(pieces) - 1:
                 finite = np.isfinite(loss_sum)
                 reducer.arm(_with(tally, loss_sum if finite else 0.0, weight_sum, nonfinite=not finite))
-            # Divided by the step's rows beforehand to keep gradients in range, and by the weights once their sum is known.
+            # Divided by the rows now, to keep gradients in range, and by the weights once their sum is known.
             (total / batch.global_rows).backward()  # type: ignore[no-untyped-call]
         summed = reducer.finish()
         if batch.weight is not None:
@@ -146,7 +146,7 @@ def seed_all(seed: int, epoch: int, step: int, rank: int) -> None:
     for value in (epoch, step, rank):
         state = _mix(state ^ _mix(value + 1))
     torch.default_generator.manual_seed(state >> 1)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(state >> 1)
 
 
@@ -182,8 +182,8 @@ def _check_finite(summed: Tally, norm: float, step: int, epoch: int) -> None:
     if summed.nonfinite or not np.isfinite(norm):
         what = "loss" if summed.nonfinite else "gradient"
         raise TrainingError(
-            f"The {what} is not finite (NaN or infinite) in step {step}, epoch {epoch}. The checkpoints before it are intact. "
-            "Lower train.optimizer.lr, set train.gradient_clip_norm, or look for extreme values in the features."
+            f"The {what} is not finite (NaN or infinite) in step {step}, epoch {epoch}. The checkpoints before it are "
+            "intact. Lower train.optimizer.lr, set train.gradient_clip_norm, or look for extreme values in the features."
         )
 
 

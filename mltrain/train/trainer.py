@@ -1,4 +1,4 @@
-"""Trains one replica through one generation after another. The same code in a worker and, with `workers: 0`, in this process."""
+"""Trains one replica through one generation after another: in a worker or, with `workers: 0`, in this process."""
 
 import contextlib
 import dataclasses
@@ -140,7 +140,7 @@ class Trainer:
     def _train(self, task: Task) -> Outcome:
         replica = self.replica
         if self._evaluation_due() or task.checkpoint:
-            self._settle(checkpoint=True)
+            self._settle()
         if task.halt:
             self._writer.wait(self._control.check)
             return Outcome(Ending.STOPPED, replica.step)
@@ -160,7 +160,7 @@ class Trainer:
                         self._control.send({"type": "stepping", "step": replica.step})
                     fresh = False
                     if self._evaluation_due() or result.checkpoint or self._checkpoint_due():
-                        self._settle(checkpoint=True)
+                        self._settle()
                     if result.stop:
                         self._writer.wait(self._control.check)
                         return Outcome(Ending.STOPPED, replica.step)
@@ -208,7 +208,7 @@ class Trainer:
         limit = self._spec.config.train.early_stopping
         return limit is not None and self.replica.patience.evaluations >= limit.patience
 
-    def _settle(self, *, checkpoint: bool) -> None:
+    def _settle(self) -> None:
         """Between two steps: evaluates if it is time, and makes a checkpoint. All ranks do so after the same step."""
         replica = self.replica
         replica.synchronise_buffers(self._collectives)
@@ -217,17 +217,15 @@ class Trainer:
             if self._collectives.rank == 0:
                 self._control.wait_decided(replica.evaluated_step)
             metrics = self._evaluate()
-        if checkpoint:
-            self._checkpoint(metrics)
+        self._checkpoint(metrics)
 
     def _evaluate(self) -> dict[str, float]:
         replica, config, began = self.replica, self._spec.config, time.perf_counter()
         loss, weight = replica.seen
         metrics = {"train/loss": loss / weight if weight > 0 else float("nan")}
         if self._evaluation is not None:
-            found = evaluate(
-                replica.model, self._recipe.tasks, self._evaluation_batches(self._evaluation), self._collectives, autocast=self._autocast
-            )  # fmt: skip
+            batches = self._evaluation_batches(self._evaluation)
+            found = evaluate(replica.model, self._recipe.tasks, batches, self._collectives, autocast=self._autocast)
             metrics.update({f"{self._split}/{name}": value for name, value in found.metrics.items()})
         goal = config.objective
         if goal.metric not in metrics:

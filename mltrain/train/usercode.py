@@ -53,7 +53,7 @@ class Shipped:
             TrainingError: its code raised.
         """
         if self.kind == "pickle":
-            import cloudpickle
+            import cloudpickle  # type: ignore[import-untyped]
 
             return cast(Factory, cloudpickle.loads(self.content))
         module, function = self.name.rsplit(":", 1)

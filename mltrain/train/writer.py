@@ -32,7 +32,7 @@ class PartWriter:
     def submit(
         self, step: int, generation: int, rank: int, tensors: "dict[str, Tensor]", message: dict[str, Any]
     ) -> None:
-        """Starts to write ``tensors`` (copies that nobody changes); ``message`` and the part go out when they are durable."""
+        """Starts to write ``tensors`` (copies that nobody changes); once they are durable, ``message`` goes out."""
         self.wait(lambda: None)
         self._flight = self._executor.submit(self._write, step, generation, rank, tensors, message)
 

@@ -62,7 +62,9 @@ def test_one_worker_gives_the_numbers_of_this_process(root: Path, on_ray: dict[s
     assert result.metrics == alone.metrics
 
 
-def test_two_workers_see_the_same_samples_and_losses_as_one(root: Path, alone: train.Result, pair: train.Result) -> None:
+def test_two_workers_see_the_same_samples_and_losses_as_one(
+    root: Path, alone: train.Result, pair: train.Result
+) -> None:
     assert history(root, "pair", "train/samples") == history(root, "alone", "train/samples")
     np.testing.assert_allclose(history(root, "pair", "train/loss"), history(root, "alone", "train/loss"), rtol=1e-3)
     assert pair.workers == 2 and pair.losses_survived == 0

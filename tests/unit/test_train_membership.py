@@ -1,0 +1,130 @@
+"""Membership planning: pure, so that it is tested over many sets of facts without starting a process."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mltrain.train.membership import (
+    Action,
+    Generation,
+    Limits,
+    WorkerState,
+    WorkerStatus,
+    plan,
+    rank_order,
+    seats,
+)
+
+LIMITS = Limits(1, 3, 60.0)
+
+
+def worker(
+    name: str, state: WorkerState, rank: int | None = None, node: str = "n", draining: bool = False
+) -> WorkerStatus:
+    return WorkerStatus(name, node, state, rank, draining)
+
+
+statuses = st.lists(
+    st.builds(
+        WorkerStatus,
+        id=st.sampled_from([f"w{index}" for index in range(8)]),
+        node=st.sampled_from(["a", "b", "c"]),
+        state=st.sampled_from(WorkerState),
+        rank=st.none() | st.integers(0, 7),
+        draining=st.booleans(),
+    ),
+    unique_by=lambda status: status.id,
+)
+limits = st.builds(lambda low, more: Limits(low, low + more, 10.0), st.integers(1, 4), st.integers(0, 4))
+
+
+@given(
+    statuses,
+    limits,
+    st.none() | st.lists(st.sampled_from([f"w{i}" for i in range(8)]), unique=True, min_size=1),
+    st.floats(0, 20),
+)
+def test_every_set_of_facts_has_a_sound_plan(
+    workers: list[WorkerStatus], bounds: Limits, members: list[str] | None, waited: float
+) -> None:
+    running = None if members is None else Generation(3, tuple(members))
+    decided = plan(running, workers, bounds, waited, fresh=False)
+    known = {status.id: status for status in workers}
+    assert decided == plan(running, list(reversed(workers)), bounds, waited, fresh=False)
+    if running is None:
+        assert decided.action in (Action.FORM, Action.WAIT, Action.STOP)
+    else:
+        assert decided.action in (Action.CONTINUE, Action.SHRINK, Action.REGROUP)
+        lost = any(m not in known or known[m].state is not WorkerState.JOINED for m in running.members)
+        assert (decided.action is Action.SHRINK) == lost
+    if decided.action is Action.FORM:
+        assert bounds.min <= len(decided.members) <= bounds.max
+        assert len(set(decided.members)) == len(decided.members)
+        assert all(known[m].state in (WorkerState.READY, WorkerState.JOINED) for m in decided.members)
+        assert not any(known[m].draining for m in decided.members)
+    if decided.action is Action.STOP:
+        assert waited >= bounds.wait_s
+    assert 0 <= decided.start <= bounds.max
+
+
+@given(statuses)
+def test_ranks_are_numbered_node_by_node_and_the_lowest_rank_stays_first(workers: list[WorkerStatus]) -> None:
+    order = rank_order(workers)
+    by_id = {status.id: status for status in workers}
+    nodes = [by_id[name].node for name in order]
+    assert sorted(order) == sorted(by_id)
+    changes = sum(left != right for left, right in itertools.pairwise(nodes))
+    assert changes == max(0, len(set(nodes)) - 1)
+    ranked = [status for status in workers if status.rank is not None]
+    if ranked:
+        assert by_id[order[0]].rank == min(status.rank for status in ranked if status.rank is not None)
+
+
+def test_survivors_go_on_at_once_and_a_replacement_is_started() -> None:
+    ready = [worker("a", WorkerState.READY, 0), worker("b", WorkerState.READY, 2)]
+    decided = plan(None, ready, LIMITS, 0.0, fresh=False)
+    assert (decided.action, decided.members, decided.start) == (Action.FORM, ("a", "b"), 1)
+
+
+def test_a_warm_newcomer_joins_at_an_agreed_step() -> None:
+    workers = [worker("a", WorkerState.JOINED, 0), worker("b", WorkerState.READY)]
+    assert plan(Generation(1, ("a",)), workers, LIMITS, 0.0, fresh=False).action is Action.REGROUP
+
+
+def test_a_newcomer_that_is_still_warming_up_disturbs_nobody() -> None:
+    workers = [worker("a", WorkerState.JOINED, 0), worker("b", WorkerState.WARMING)]
+    assert plan(Generation(1, ("a",)), workers, LIMITS, 0.0, fresh=False).action is Action.CONTINUE
+
+
+def test_a_draining_member_leaves_at_an_agreed_step_and_is_replaced() -> None:
+    workers = [worker("a", WorkerState.JOINED, 0), worker("b", WorkerState.JOINED, 1, draining=True)]
+    decided = plan(Generation(1, ("a", "b")), workers, Limits(1, 2, 60.0), 0.0, fresh=False)
+    assert (decided.action, decided.start) == (Action.REGROUP, 1)
+
+
+def test_only_a_fresh_run_waits_for_those_that_warm_up() -> None:
+    workers = [worker("a", WorkerState.READY), worker("b", WorkerState.WARMING)]
+    assert plan(None, workers, LIMITS, 0.0, fresh=True).action is Action.WAIT
+    assert plan(None, workers, LIMITS, 0.0, fresh=False).action is Action.FORM
+
+
+def test_below_the_minimum_it_waits_then_stops() -> None:
+    bounds = Limits(2, 2, 60.0)
+    workers = [worker("a", WorkerState.READY, 0)]
+    assert plan(None, workers, bounds, 59.0, fresh=False).action is Action.WAIT
+    assert plan(None, workers, bounds, 60.0, fresh=False).action is Action.STOP
+
+
+def test_two_workers_of_one_id_are_a_mistake() -> None:
+    with pytest.raises(ValueError):
+        plan(None, [worker("a", WorkerState.READY)] * 2, LIMITS, 0.0, fresh=True)
+
+
+def test_seats_count_ranks_within_nodes_and_nodes_across() -> None:
+    found = seats(["a", "a", "b", "c", "c", "c"])
+    assert [seat.local_rank for seat in found] == [0, 1, 0, 0, 1, 2]
+    assert [seat.local_size for seat in found] == [2, 2, 1, 3, 3, 3]
+    assert [seat.cross_rank for seat in found] == [0, 0, 1, 2, 1, 0]
+    assert [seat.cross_size for seat in found] == [3, 2, 3, 3, 2, 1]

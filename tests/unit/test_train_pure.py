@@ -1,0 +1,191 @@
+"""Schedules, intervals, early stopping, checkpoint bookkeeping, and what rides along with gradients."""
+
+import hashlib
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mltrain.errors import ConfigError, DamagedError
+from mltrain.storage import open_store
+from mltrain.train import checkpoints
+from mltrain.train.checkpoints import Checkpoint, Part
+from mltrain.train.interval import LONGEST_S, SHORTEST_S, checkpoint_interval_s
+from mltrain.train.reducer import Tally, _decode, _encode
+from mltrain.train.schedule import factor
+from mltrain.train.step import hash_rows
+from mltrain.train.stopping import Patience
+from mltrain.train.trainer import evaluation_split, total_steps
+from mltrain.train.usercode import ship
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_schedules_warm_up_to_one_and_end_where_they_should(name: str) -> None:
+    rates = [factor(name, step, 100, warmup_steps=9) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
+    assert all(later >= earlier for earlier, later in itertools.pairwise(rates))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates))
+    assert rates[100] == pytest.approx(1.0 if name == "constant" else 0.0)
+
+
+def test_an_unknown_schedule_is_a_mistake() -> None:
+    with pytest.raises(ValueError):
+        factor("wavy", 50, 100)
+
+
+@given(st.floats(0, 1e4), st.integers(0, 1000), st.floats(0, 1e7))
+def test_the_interval_is_youngs_within_its_bounds(cost_s: float, losses: int, observed_s: float) -> None:
+    found = checkpoint_interval_s(cost_s, losses, observed_s)
+    assert SHORTEST_S <= found <= LONGEST_S
+    assert checkpoint_interval_s(cost_s, losses + 1, observed_s) <= found
+    young = math.sqrt(2 * cost_s * (observed_s + 3600) / (losses + 1))
+    assert found == pytest.approx(min(LONGEST_S, max(SHORTEST_S, young)))
+
+
+def test_patience_counts_evaluations_without_a_better_one() -> None:
+    patience = Patience()
+    for value, expected in [(0.5, 0), (0.505, 1), (float("nan"), 2), (0.6, 0), (0.6, 1)]:
+        patience = patience.after(value, "max", 0.01)
+        assert patience.evaluations == expected
+    assert patience.best == 0.6
+
+
+tallies = st.builds(
+    Tally,
+    stop=st.integers(0, 1),
+    checkpoint=st.integers(0, 1),
+    nonfinite=st.integers(0, 1),
+    rows=st.integers(0, 1 << 31),
+    loss=st.floats(-1e6, 1e6),
+    weight=st.floats(0, 1e9),
+    samples=st.integers(0, (1 << 64) - 1),
+)
+
+
+@given(st.lists(tallies, min_size=1, max_size=64))
+def test_tallies_add_up_exactly_in_single_precision(given_: list[Tally]) -> None:
+    total = _decode(
+        np.sum([np.array(_encode(tally), np.float32) for tally in given_], axis=0, dtype=np.float32).tolist()
+    )
+    assert total.rows == sum(tally.rows for tally in given_)
+    assert total.samples == sum(tally.samples for tally in given_) % (1 << 64)
+    assert total.stop == sum(tally.stop for tally in given_)
+    scale = sum(abs(tally.loss) for tally in given_) + 1e-9
+    assert abs(total.loss - sum(tally.loss for tally in given_)) <= 1e-6 * scale
+
+
+@given(st.lists(st.integers(0, 1 << 40), unique=True, min_size=2), st.randoms())
+def test_the_hash_of_rows_depends_on_the_rows_and_not_on_their_order(rows: list[int], random: object) -> None:
+    whole = hash_rows(np.array(rows, np.int64))
+    half = len(rows) // 2
+    parts = hash_rows(np.array(rows[half:], np.int64)) + hash_rows(np.array(rows[:half], np.int64))
+    assert parts % (1 << 64) == whole
+    assert hash_rows(np.array(rows[1:] + rows[1:2], np.int64)) != whole
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(0, 1000)), st.integers(1, 9))
+def test_every_tensor_is_written_by_one_rank_and_the_shares_are_even(sizes: dict[str, int], ranks: int) -> None:
+    found = checkpoints.shares(sizes, ranks)
+    assert sorted(name for share in found for name in share) == sorted(sizes)
+    loads = [sum(sizes[name] for name in share) for share in found]
+    assert max(loads) - min(loads) <= max(sizes.values(), default=0)
+
+
+@given(st.sets(st.integers(0, 1000), min_size=1), st.integers(1, 5), st.integers(0, 1000))
+def test_the_best_and_the_last_are_never_deleted(steps: set[int], keep: int, best: int) -> None:
+    gone = checkpoints.to_delete(sorted(steps), keep, best)
+    left = sorted(steps - set(gone))
+    assert left[-keep:] == sorted(steps)[-keep:]
+    assert (best in left) == (best in steps)
+
+
+def manifest() -> Checkpoint:
+    return Checkpoint(
+        run_id="r",
+        step=3,
+        epoch=0,
+        driver_epoch=1,
+        generation=2,
+        parts=(Part("p", 0, 4, "ab", ("model.w",)),),
+        state={"step": 3, "patience": {"best": None}},
+        loader={"epoch": 0, "step": 3},
+        config_digest="c",
+        dataset_digest="d",
+        dataset_build=None,
+        created="2026-01-01T00:00:00+00:00",
+        metrics={"validation/auc": 0.5},
+    )
+
+
+def test_a_manifest_reads_back_and_its_digest_is_of_its_content() -> None:
+    data = manifest().to_bytes()
+    assert Checkpoint.from_bytes(data, "m") == manifest()
+    assert Checkpoint.from_bytes(data, "m").digest == manifest().digest
+
+
+@given(st.data())
+def test_a_manifest_with_any_changed_byte_is_damaged(data: st.DataObject) -> None:
+    content = bytearray(manifest().to_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= data.draw(st.integers(1, 255))
+    try:
+        read = Checkpoint.from_bytes(bytes(content), "m")
+    except DamagedError:
+        return
+    # White space between values is the only thing that a checksum over values leaves out.
+    assert read == manifest()
+
+
+def test_parts_are_verified_when_they_are_read(tmp_path: object) -> None:
+    import torch
+
+    run = open_store(str(tmp_path))
+    part = checkpoints.write_part(run, 7, 1, 0, {"model.w": torch.arange(5.0)})
+    assert part.sha256 == hashlib.sha256(run.get(part.path)).hexdigest()
+    checkpoint = Checkpoint(**{**manifest().__dict__, "parts": (part,), "step": 7})
+    assert checkpoints.read_tensors(run, checkpoint)["model.w"].tolist() == [0, 1, 2, 3, 4]
+    run.put(part.path, run.get(part.path)[:-1])
+    with pytest.raises(DamagedError, match=r"part-00001-0000"):
+        checkpoints.read_tensors(run, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"), [(3, None, 30), (None, 7, 7), (3, 7, 7), (1, 50, 10), (None, None, 10)]
+)
+def test_a_training_ends_with_its_epochs_or_steps(epochs: int | None, max_steps: int | None, expected: int) -> None:
+    assert total_steps(epochs, max_steps, 10) == expected
+
+
+def test_the_objective_says_which_split_is_evaluated() -> None:
+    assert evaluation_split("validation/auc", ["train", "validation"]) == "validation"
+    assert evaluation_split("train/loss", ["train", "validation"]) == "validation"
+    assert evaluation_split("train/loss", ["train"]) is None
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("./nowhere.py:build", "no file"),
+        ("no.such.module:build", "imported|no module"),
+        ("mltrain.nothing:build", "no module"),
+        ("justaname", "wanted"),
+    ],
+)
+def test_a_factory_that_is_not_there_is_refused(factory: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ship(factory)
+
+
+def test_a_factory_file_without_the_function_is_refused(tmp_path: object) -> None:
+    path = f"{tmp_path}/model.py"
+    with open(path, "w") as file:
+        file.write("def make(schema):\n    return None\n")
+    with pytest.raises(ConfigError, match="no function 'build'; it has make"):
+        ship(f"{path}:build")
+    with open(path, "w") as file:
+        file.write("def build(schema:\n")
+    with pytest.raises(ConfigError, match="line 1"):
+        ship(f"{path}:build")
