@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from mltrain.cli import checks
 from mltrain.cli.checks import Check
-from mltrain.errors import MissingDependencyError
 
 _PARTITIONS_PER_CORE = 2
 _WORKER_WAIT_S = 180.0
@@ -104,23 +103,23 @@ def _on_executors(root: str) -> list[Check]:
 
 
 def _on_nodes(root: str) -> list[Check]:
-    try:
+    from mltrain.config import ClusterConfig
+    from mltrain.train.cluster import ray_cluster
+
+    with ray_cluster(ClusterConfig()):
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    except ImportError as error:
-        raise MissingDependencyError(f"Ray is not installed ({error}): pip install 'mltrain[ray]'") from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(_shipped())
-    rows: list[Check] = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answer = task.options(scheduling_strategy=there).remote("worker", root)
-        try:
-            rows += [Check(*row) for row in ray.get(answer, timeout=_WORKER_WAIT_S)]
-        except ray.exceptions.RayError as error:
-            detail = f"{type(error).__name__}: {error}".splitlines()[0]
-            rows.append(Check("ray node", "broken", detail, "`ray status`", node["NodeManagerHostname"]))
-    return rows
+
+        return [row for node in ray.nodes() if node["Alive"] for row in _on_node(node, root)]
+
+
+def _on_node(node: dict[str, Any], root: str) -> list[Check]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    look = ray.remote(num_cpus=0, max_retries=0)(_shipped()).options(scheduling_strategy=there)
+    try:
+        return [Check(*row) for row in ray.get(look.remote("worker", root), timeout=_WORKER_WAIT_S)]
+    except ray.exceptions.RayError as error:
+        detail = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [Check("ray node", "broken", detail, "`ray status`", node["NodeManagerHostname"])]
