@@ -34,7 +34,7 @@ def lineage(root: str, run_id: str) -> dict[str, Any]:
     if row["checkpoint"] is None:
         raise NotFoundError(f"run {run_id} ({row['status']}) has no checkpoint, so there is no model to trace back")
     checkpoint = _checkpoint(row)
-    dataset = _dataset(store, row, checkpoint)
+    dataset = _dataset(store, row)
     build = _build(store, row)
     return {
         "run": {name: row[name] for name in ("run_id", "status", "config_digest", "code_digest")},
@@ -49,12 +49,16 @@ def lineage(root: str, run_id: str) -> dict[str, Any]:
 def _checkpoint(row: dict[str, Any]) -> dict[str, Any]:
     content, where = _read(open_store(row["checkpoint"]), "manifest.json")
     _same(where, "SHA-256", hashlib.sha256(content).hexdigest(), row["checkpoint_digest"], "the run")
-    return _json(content, where)
+    checkpoint = _json(content, where)
+    for name in ("config_digest", "dataset_digest"):
+        # A sweep's row names the best trial's checkpoint, whose config is the trial's.
+        if name == "dataset_digest" or row["kind"] != "sweep":
+            _same(where, name, checkpoint.get(name), row[name], "the run")
+    return checkpoint
 
 
-def _dataset(store: Store, row: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _dataset(store: Store, row: dict[str, Any]) -> dict[str, Any]:
     digest = row["dataset_digest"]
-    _same(row["checkpoint"], "dataset", checkpoint.get("dataset_digest", digest), digest, "the run")
     content, where = _read(store, f"shards/{digest}/manifest.json")
     if content.startswith(_SEAL):
         seal, body = content[len(_SEAL) :].split(b'",\n', 1)
@@ -71,17 +75,18 @@ def _build(store: Store, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(row: dict[str, Any], build: dict[str, Any]) -> dict[str, Any]:
-    uri, version, identity = row["table_uri"], row["table_version"], row["table_id"]
+    source = build["table"]
+    uri, version = source["uri"], source["version"]
+    for name in ("uri", "id", "version"):
+        _same(f"builds/{build['id']}.json", f"table {name}", source[name], row[f"table_{name}"], "the run")
     try:
         table = DeltaTable(uri, version=version, storage_options=delta_options(uri))
     except TableNotFoundError as error:
         raise NotFoundError(f"the Delta table {uri} of build {build['id']} is gone: {error}") from error
     except (DeltaError, OSError) as error:
         raise NotFoundError(f"version {version} of {uri} cannot be read any more: {error}") from error
-    found = str(table.metadata().id)
-    if identity is not None:
-        _same(uri, "table id", found, identity, "the build")
-    return {"uri": uri, "id": found, "version": version}
+    _same(uri, "table id", str(table.metadata().id), source["id"], "the build")
+    return {"uri": uri, "id": source["id"], "version": version}
 
 
 def _read(store: Store, path: str) -> tuple[bytes, str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SIZE = (8.0, 4.5)
 _DPI = 144
 _SMOOTH_FROM = 200
+_LOSS = "train/loss"
 
 
 def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]:
@@ -42,7 +43,7 @@ def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]
         row = get(root, run_id)
         if row["kind"] == "sweep":
             trials = sweep_trials(root, run_id)
-            files.append(sweep_overview(trials, objective_of(row), directory / f"{run_id}-sweep.png"))
+            files.append(sweep_overview(trials, *objective_of(row), directory / f"{run_id}-sweep.png"))
             curves |= {trial["run_id"]: trial for trial in trials}
         else:
             curves[run_id] = row
@@ -57,13 +58,14 @@ def sweep_trials(root: str, sweep_id: str) -> list[dict[str, Any]]:
     return [row for row in runs(root).to_pylist(maps_as_pydicts="strict") if row["sweep_id"] == sweep_id]
 
 
-def objective_of(row: Mapping[str, Any]) -> str:
-    """The metric that a sweep compared its trials by."""
-    return str(YAML(typ="safe").load(row["config"])["objective"]["metric"])
+def objective_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The metric that a sweep compared its trials by, and whether ``min`` or ``max`` of it is best."""
+    objective = YAML(typ="safe").load(row["config"])["objective"]
+    return str(objective["metric"]), str(objective["mode"])
 
 
 def learning_curves(histories: Mapping[str, pa.Table], directory: Path, stem: str) -> list[Path]:
-    """One picture a metric with a line a run, over steps.
+    """The training loss and every metric of the other splits over steps, a line a run.
 
     Args:
         histories: by run id, as :func:`mltrain.results.read_metrics` answers.
@@ -74,7 +76,8 @@ def learning_curves(histories: Mapping[str, pa.Table], directory: Path, stem: st
         NotFoundError: no run has metrics.
         MissingDependencyError: matplotlib is not installed.
     """
-    names = sorted({name for history in histories.values() for name in history.column_names if "/" in name})
+    recorded = {name for history in histories.values() for name in history.column_names}
+    names = sorted(name for name in recorded if "/" in name and (name == _LOSS or not name.startswith("train/")))
     if not names:
         raise NotFoundError(f"nothing to draw: {', '.join(histories) or 'no run'} recorded no metrics")
     figure = _figure(_SIZE[0], 3.2 * ((len(names) + 1) // 2))
@@ -92,34 +95,37 @@ def learning_curves(histories: Mapping[str, pa.Table], directory: Path, stem: st
     return [_save(figure, directory / f"{stem}-curves.png")]
 
 
-def sweep_overview(trials: Sequence[Mapping[str, Any]], metric: str, file: Path) -> Path:
-    """What every trial reached and what it took: the metric over worker-seconds, and the metric by trial.
+def sweep_overview(trials: Sequence[Mapping[str, Any]], metric: str, mode: str, file: Path) -> Path:
+    """What every trial reached for what it took, and how the best value came about.
 
     Args:
         trials: rows of the runs table.
         metric: the objective's name.
+        mode: ``min`` or ``max``.
         file: the picture.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     figure = _figure(*_SIZE)
-    cost, rank = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
-    for status in sorted({trial["status"] for trial in trials}):
-        chosen = [trial for trial in trials if trial["status"] == status and metric in trial["metrics"]]
+    reached, history = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    measured = [trial for trial in trials if metric in trial["metrics"]]
+    # Trials without workers of their own hold none.
+    cost = "worker_seconds" if any(trial["worker_seconds"] for trial in trials) else "wall_s"
+    for status in sorted({trial["status"] for trial in measured}):
+        chosen = [trial for trial in measured if trial["status"] == status]
         values = [trial["metrics"][metric] for trial in chosen]
-        cost.scatter([trial["worker_seconds"] for trial in chosen], values, label=f"{status} ({len(chosen)})")
+        reached.scatter([trial[cost] for trial in chosen], values, label=f"{status} ({len(chosen)})")
         for trial, value in zip(chosen, values, strict=True):
             name = trial["run_id"].rsplit("-", 1)[-1]
-            cost.annotate(
-                name, (trial["worker_seconds"], value), fontsize="x-small", xytext=(4, 2), textcoords="offset points"
-            )
-    reached = sorted(trial["metrics"][metric] for trial in trials if metric in trial["metrics"])
-    rank.plot(np.arange(1, len(reached) + 1) / max(len(reached), 1), reached, drawstyle="steps-post")
-    cost.set(title=f"{len(trials)} trials", xlabel="worker-seconds", ylabel=metric)
-    rank.set(title="share of trials at or below", xlabel="share")
-    if reached:
-        cost.legend(fontsize="small")
+            reached.annotate(name, (trial[cost], value), (4, 2), textcoords="offset points", fontsize="x-small")
+    best = np.minimum if mode == "min" else np.maximum
+    in_order = [trial["metrics"][metric] for trial in sorted(measured, key=lambda trial: trial["ended"])]
+    if in_order:
+        history.step(range(1, len(in_order) + 1), best.accumulate(in_order), where="post", marker=".")
+        reached.legend(fontsize="small")
+    reached.set(title=f"{len(trials)} trials", xlabel=cost.replace("_", " "), ylabel=metric)
+    history.set(title="best so far", xlabel="trials that have ended")
     return _save(figure, file)
 
 
