@@ -340,6 +340,7 @@ class Controller:
             restore = self._restore if rank == 0 and not holders else None
             task = Task(
                 recorded=self._record.recorded,
+                decided=self._record.decided,
                 checkpoint=halt or self._record.unfinished,
                 halt=halt,
                 restore=restore,

@@ -68,8 +68,8 @@ class RemoteControl:
         """What an abort aborts."""
         self._collectives = collectives
 
-    def begin(self, generation: int) -> None:
-        """A generation starts.
+    def begin(self, generation: int, decided: int) -> None:
+        """A generation starts; evaluations up to step ``decided`` were answered.
 
         Raises:
             CollectiveAborted: it is older than one seen before, or was aborted before it began.
@@ -78,6 +78,7 @@ class RemoteControl:
             if generation <= max(self._generation, self._aborted_through):
                 raise CollectiveAborted(f"generation {generation} is over")
             self._generation = generation
+            self._decided = max(self._decided, decided)
             self._stop = self._checkpoint = False
 
     def metrics(self, row: Row) -> None:
@@ -181,7 +182,7 @@ class Worker:
     def run(self, membership: "Membership", task: "Task") -> Outcome:
         """Takes part in a generation."""
         try:
-            self._control.begin(membership.generation)
+            self._control.begin(membership.generation, task.decided)
         except CollectiveAborted as error:
             return Outcome(Ending.ABORTED, self._trainer.replica.step, reason=str(error))
         outcome: Outcome = self._trainer.run(membership, task)
