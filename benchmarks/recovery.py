@@ -1,7 +1,7 @@
 """Claim: a killed worker process costs a run about half a second.
 
-Two workers train; one is sent SIGKILL in the middle of an epoch; the time runs from the signal to the end of the next step
-that the survivor completes. A replacement joins later, at an agreed step. Median and worst of several kills.
+Two workers train; one is sent SIGKILL in the middle of an epoch; the time runs from the signal to the end of the next
+step that the survivor completes. A replacement joins later, at an agreed step. Median and worst of several kills.
 
     python -m benchmarks.recovery [--kills 5]
 """

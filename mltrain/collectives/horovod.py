@@ -193,7 +193,8 @@ def _import_horovod() -> Any:
         ) from error
     if not hasattr(hvd, "abort"):
         raise MissingDependencyError(
-            "The Horovod that is installed lacks mltrain's patches (hvd.abort is missing): run `make setup`, then `mltrain doctor`."
+            "The Horovod that is installed lacks mltrain's patches (hvd.abort is missing): run `make setup`, then "
+            "`mltrain doctor`."
         )
     return hvd
 

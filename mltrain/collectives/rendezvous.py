@@ -1,8 +1,9 @@
 """The rendezvous of one generation: a key-value store over HTTP, in the protocol that Horovod's Gloo speaks.
 
 Horovod's own server listens with a backlog of 5 and answers a missing key at once, so n ranks poll about 10 n^2 times
-and connections are dropped: 24 s to form 16 ranks on one machine. This one takes 4096 waiting connections, holds a GET until its
-key is there (for at most `HOLD_S`, so that an aborted rank is not kept), and forgets everything with its generation.
+and connections are dropped: 24 s to form 16 ranks on one machine. This one takes 4096 waiting connections, holds a GET
+until its key is there (for at most `HOLD_S`, so that an aborted rank is not kept), and forgets everything with its
+generation.
 """
 
 import threading
@@ -80,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200)
 
     def do_DELETE(self) -> None:
-        # A rank says that it has connected to all others. Keys stay until the generation ends: a slower rank may need them.
+        # A rank has connected to all others. Keys stay until the generation ends: a slower rank may need them.
         self._answer(200)
 
     def _answer(self, status: int, body: bytes = b"") -> None:

@@ -83,7 +83,8 @@ def outputs_by_task(outputs: object, of: tuple[Task, ...]) -> Mapping[str, Tenso
     seen = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
     raise TrainingError(
         f"forward() returned {seen}; wanted a mapping with a tensor for each task: "
-        f"{', '.join(task.name for task in of)} (a tensor alone for a single task). A model with other outputs needs a loss() of its own."
+        f"{', '.join(task.name for task in of)} (a tensor alone for a single task). A model with "
+        "other outputs needs a loss() of its own."
     )
 
 

@@ -183,7 +183,7 @@ def _check_finite(summed: Tally, norm: float, step: int, epoch: int) -> None:
         what = "loss" if summed.nonfinite else "gradient"
         raise TrainingError(
             f"The {what} is not finite (NaN or infinite) in step {step}, epoch {epoch}. The checkpoints before it are "
-            "intact. Lower train.optimizer.lr, set train.gradient_clip_norm, or look for extreme values in the features."
+            "intact. Lower train.optimizer.lr, set train.gradient_clip_norm, or look for extreme feature values."
         )
 
 

@@ -67,9 +67,8 @@ tallies = st.builds(
 
 @given(st.lists(tallies, min_size=1, max_size=64))
 def test_tallies_add_up_exactly_in_single_precision(given_: list[Tally]) -> None:
-    total = _decode(
-        np.sum([np.array(_encode(tally), np.float32) for tally in given_], axis=0, dtype=np.float32).tolist()
-    )
+    vectors = [np.array(_encode(tally), np.float32) for tally in given_]
+    total = _decode([float(value) for value in np.sum(vectors, axis=0, dtype=np.float32)])
     assert total.rows == sum(tally.rows for tally in given_)
     assert total.samples == sum(tally.samples for tally in given_) % (1 << 64)
     assert total.stop == sum(tally.stop for tally in given_)
