@@ -1,6 +1,6 @@
 """Collecting the rows of a step from mapped shards into buffers that are used again and again."""
 
-import collections
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +12,6 @@ from mltrain.data.order import Segment
 from mltrain.data.schema import Column, Schema
 from mltrain.data.shard import Shard
 from mltrain.data.source import ShardSource
-
-_MAPPED_SHARDS = 2048
 
 
 class Slot:
@@ -85,7 +83,8 @@ class Gatherer:
         self._touched = touched
         self._first_shard = first_shard
         self._first_rows = first_rows
-        self._views: collections.OrderedDict[int, _Views] = collections.OrderedDict()
+        # Weak, so that a shard is unmapped when its source drops it.
+        self._views: weakref.WeakKeyDictionary[Shard, dict[str, torch.Tensor]] = weakref.WeakKeyDictionary()
 
     def fill(self, slot: Slot, segments: Sequence[Segment], *, epoch: int, step: int, global_rows: int) -> Batch:
         """Copies the rows of segments, in order, into a slot; the batch is a view of it."""
@@ -93,13 +92,14 @@ class Gatherer:
         position = 0
         ends = {column.name: 0 for column in self.ragged}
         for segment in segments:
-            views = self._open(segment.shard)
+            shard = self.source.shard(self._first_shard + segment.shard)
+            views = self._views.get(shard) or self._view(shard, segment.shard)
             index = segment.rows if isinstance(segment.rows, slice) else torch.from_numpy(segment.rows)
             stop = position + segment.count
             for dtype in self.dtypes:
-                _take(views.matrices[dtype], index, slot.matrices[dtype][position:stop])
+                _take(views[dtype], index, slot.matrices[dtype][position:stop])
             for column in self.ragged:
-                ends[column.name] = _take_ragged(views.shard, column.name, segment, slot, position, ends[column.name])
+                ends[column.name] = _take_ragged(shard, column.name, segment, slot, position, ends[column.name])
             if slot.row_numbers is not None:
                 self._number(slot.row_numbers[position:stop].numpy(), segment)
             position = stop
@@ -124,16 +124,11 @@ class Gatherer:
         """Starts to download shards of the split."""
         self.source.prefetch(self._first_shard + shard for shard in shards)
 
-    def _open(self, shard: int) -> "_Views":
-        views = self._views.get(shard)
-        if views is None:
-            views = _Views(self.source.shard(self._first_shard + shard), self.dtypes)
-            self._views[shard] = views
-            self._touched.add(shard)
-            if len(self._views) > _MAPPED_SHARDS:
-                self._views.popitem(last=False)
-        else:
-            self._views.move_to_end(shard)
+    def _view(self, shard: Shard, number: int) -> dict[str, torch.Tensor]:
+        """A shard's matrices as tensors over the mapped file."""
+        views = {dtype: torch.from_numpy(shard.matrix(dtype)) for dtype in self.dtypes}
+        self._views[shard] = views
+        self._touched.add(number)
         return views
 
     def _number(self, out: NDArray[np.int64], segment: Segment) -> None:
@@ -145,14 +140,6 @@ class Gatherer:
 def read_dtypes(selected: Schema) -> tuple[str, ...]:
     """The matrices that selected columns lie in."""
     return tuple(selected.matrices)
-
-
-class _Views:
-    """A shard's matrices as tensors over the mapped file."""
-
-    def __init__(self, shard: Shard, dtypes: Sequence[str]) -> None:
-        self.shard = shard
-        self.matrices = {dtype: torch.from_numpy(shard.matrix(dtype)) for dtype in dtypes}
 
 
 def _take(matrix: torch.Tensor, index: torch.Tensor | slice, out: torch.Tensor) -> None:
