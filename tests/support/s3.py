@@ -73,7 +73,9 @@ class S3Server:
 def serve(directory: Path, *, read_only: bool = False) -> Iterator[S3Server]:
     """Runs a server over ``directory`` on a port that the kernel picks, for as long as the block lasts."""
     (directory / "data").mkdir(parents=True, exist_ok=True)
-    command: list[str | Path] = [binary(), "--port", "127.0.0.1:0", "--quiet", "--access-log", directory / "access.log"]
+    # It goes with the tests even when they are killed.
+    command: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", binary()]
+    command += ["--port", "127.0.0.1:0", "--quiet", "--access-log", directory / "access.log"]
     if read_only:
         command.append("--readonly")
     keys = {"ROOT_ACCESS_KEY": _USER["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": _USER["AWS_SECRET_ACCESS_KEY"]}
