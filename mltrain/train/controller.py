@@ -437,8 +437,7 @@ class Controller:
         if not ready:
             self._failed_starts += 1
         self._record.event("worker lost", worker=member.id, node=member.node, rank=member.rank, reason=why)
-        self._ray.kill(member.actor, no_restart=True)
-        self._source.release(member.slot)
+        self._retire(member)
         running = self._running
         if running is None or member.id not in running.waiting_for:
             return
@@ -463,16 +462,20 @@ class Controller:
             if member.slot.id in draining and not in_generation:
                 del self._members[member.id]
                 self._record.event("worker released", worker=member.id)
-                self._ray.kill(member.actor, no_restart=True)
-                self._source.release(member.slot)
+                self._retire(member)
+
+    def _retire(self, member: _Member) -> None:
+        self._ray.kill(member.actor, no_restart=True)
+        self._source.release(member.slot)
+        if member.state is not WorkerState.PLACING:
+            self._record.totals.worker_seconds += time.monotonic() - member.started
 
     def _tear_down(self) -> None:
         if self._running is not None:
             self._abort_generation()
             self._running.server.close()
         for member in self._members.values():
-            self._ray.kill(member.actor, no_restart=True)
-            self._source.release(member.slot)
+            self._retire(member)
         self._source.close()
         self._hub.close()
 

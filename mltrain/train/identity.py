@@ -9,7 +9,7 @@ from mltrain import config as configs
 from mltrain.config import Experiment
 from mltrain.data import Dataset
 from mltrain.errors import DamagedError, NotFoundError, RequestError
-from mltrain.storage import normalise
+from mltrain.storage import normalise, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,8 +58,9 @@ def resolve(config: Experiment, run: "Store", progress: "Callable[[str], None] |
     else:
         dataset = _open(config, progress)
     name = dataset.name or (config.dataset.split("@")[0] if isinstance(config.dataset, str) else config.name)
+    here = dataset.name is not None and dataset.store.uri == open_store(config.root).uri
     pinned = config.model_copy(
-        update={"dataset": f"{name}@{dataset.digest}" if dataset.name else dataset.uri, "root": normalise(config.root)}
+        update={"dataset": f"{name}@{dataset.digest}" if here else dataset.uri, "root": normalise(config.root)}
     )
     if stored is not None:
         _refuse_changes(run, stored, pinned)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from mltrain.train.control import Message, Report, ReportFunction, Row, Verdict
 from mltrain.train.interval import checkpoint_interval_s
 from mltrain.train.lease import Lease
 from mltrain.train.stopping import better
+from mltrain.train.usercode import Hook
 
 if TYPE_CHECKING:
     from mltrain.config import Experiment
@@ -65,6 +66,8 @@ class RunRecord:
         loggers: beside the log.
         lease: held by this controller.
         report: called at every evaluation, once its checkpoint is durable.
+        progress: told how it goes.
+        hooks: see every event.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class RunRecord:
         lease: Lease,
         report: ReportFunction | None,
         progress: Callable[[str], None] | None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self._config = config
         self._identity = identity
@@ -86,6 +90,7 @@ class RunRecord:
         self._lease = lease
         self._report = report
         self._progress = progress
+        self._hooks = hooks
         self._pending: dict[int, _Pending] = {}
         self._undecided: list[Message] = []
         self._manifests: dict[int, Checkpoint] = {}
@@ -103,6 +108,8 @@ class RunRecord:
     def event(self, kind: str, /, **fields: Any) -> None:
         """Records that something happened."""
         self._log.event(kind, **fields)
+        for hook in self._hooks:
+            hook.on_event(kind, fields)
 
     def say(self, line: str) -> None:
         """Tells the user how it goes."""

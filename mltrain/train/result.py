@@ -36,7 +36,7 @@ class Result:
         checkpoint_digest: SHA-256 of its manifest.
         step: updates applied in all.
         epochs: the same in epochs.
-        dataset: ``name``, ``digest`` and ``build``.
+        dataset: ``name``, ``digest``, ``build`` and ``uri``.
         factory: ``kind``, ``name`` and ``digest`` of the model's code.
         wall_s: seconds, over all attempts.
         losses_survived: workers lost while training went on.
@@ -125,7 +125,7 @@ class Result:
     def _open_dataset(self) -> "Dataset":
         from mltrain.data import Dataset
 
-        return Dataset.open(f"{self.root.rstrip('/')}/shards/{self.dataset['digest']}")
+        return Dataset.open(self.dataset["uri"])
 
     def _manifest(self) -> Checkpoint:
         if self.best_step is None:

@@ -4,7 +4,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ from mltrain.train.lease import Lease
 from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
 from mltrain.train.result import Result
 from mltrain.train.signals import StopRequest
-from mltrain.train.spec import Spec
-from mltrain.train.usercode import Factory, Shipped, ship, ship_function
+from mltrain.train.spec import Spec, evaluation_split
+from mltrain.train.usercode import Factory, Hook, Shipped, load_hook, ship, ship_function
 
 if TYPE_CHECKING:
     from mltrain.config import Experiment
@@ -82,10 +82,12 @@ def run(
     store = root.sub(f"runs/{run_id}")
     shipped = ship_function(factory) if factory is not None else ship(config.model.factory)
     pinned, dataset = identity.resolve(config, store, progress)
+    evaluation_split(pinned.objective.metric, dataset.splits)
+    hooks = [load_hook(name) for name in pinned.callbacks]
     lease = Lease.acquire(store, run_id)
     try:
         with stop or StopRequest() as request:
-            attempt = _Attempt(pinned, root, store, run_id, dataset, shipped, lease, part_of)
+            attempt = _Attempt(pinned, root, store, run_id, dataset, shipped, lease, part_of, hooks)
             return attempt.run(report, workers_source, progress, request)
     finally:
         lease.release()
@@ -104,6 +106,7 @@ class _Attempt:
         shipped: Shipped,
         lease: Lease,
         part_of: Membership,
+        hooks: Sequence[Hook],
     ) -> None:
         self._config = config
         self._root = root
@@ -113,6 +116,7 @@ class _Attempt:
         self._shipped = shipped
         self._lease = lease
         self._part_of = part_of
+        self._hooks = hooks
         self._identity = Identity(run_id, configs.digest(config), dataset.digest, _build_of(dataset))
         self._started = datetime.now(UTC)
         self._began = time.monotonic()
@@ -131,7 +135,9 @@ class _Attempt:
             RunLog(self._root, self._run_id) as log,
             Loggers(self._config.loggers, self._root, self._run_id) as loggers,
         ):
-            record = RunRecord(self._config, self._identity, self._store, log, loggers, self._lease, report, progress)
+            record = RunRecord(
+                self._config, self._identity, self._store, log, loggers, self._lease, report, progress, self._hooks
+            )
             try:
                 outcome = self._train(record, source, stop)
             except MltrainError as error:
@@ -162,8 +168,7 @@ class _Attempt:
         return cluster.train(self._spec(device), record, restore, stop, source, self._run_id, self._lease)
 
     def _spec(self, device: str) -> Spec:
-        uri = self._root.join(f"shards/{self._dataset.digest}")
-        return Spec(self._config, self._store, self._root.uri, uri, self._shipped, device)
+        return Spec(self._config, self._store, self._root.uri, self._dataset.uri, self._shipped, device)
 
     def _failure(self, outcome: Outcome) -> MltrainError:
         """The worker's error, with the place of its traceback where user code may be to blame."""
@@ -218,7 +223,12 @@ class _Attempt:
             best_step=None if best is None else best.step,
             step=step,
             epochs=epochs,
-            dataset={"name": self._dataset.name, "digest": self._dataset.digest, "build": self._identity.dataset_build},
+            dataset={
+                "name": self._dataset.name,
+                "digest": self._dataset.digest,
+                "build": self._identity.dataset_build,
+                "uri": self._dataset.uri,
+            },
             factory={"kind": self._shipped.kind, "name": self._shipped.name, "digest": self._shipped.digest},
             started=(self._first or self._started).isoformat(),
             ended=ended.isoformat(),

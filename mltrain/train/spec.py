@@ -1,8 +1,10 @@
 """What a worker is told: once about the run, and once for every generation."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mltrain.errors import RequestError
 from mltrain.train.checkpoints import Checkpoint
 from mltrain.train.usercode import Shipped
 
@@ -46,3 +48,27 @@ class Task:
     checkpoint: bool = False
     halt: bool = False
     restore: Checkpoint | None = None
+
+
+def total_steps(epochs: int | None, max_steps: int | None, steps_per_epoch: int) -> int:
+    """Steps of a whole training: so many epochs, at most ``max_steps``; one epoch if neither is given."""
+    if epochs is None:
+        return steps_per_epoch if max_steps is None else max_steps
+    return epochs * steps_per_epoch if max_steps is None else min(max_steps, epochs * steps_per_epoch)
+
+
+def evaluation_split(metric: str, splits: Iterable[str]) -> str | None:
+    """The split that is evaluated during training: the objective's, or validation when that is ``train/…``.
+
+    Raises:
+        RequestError: the dataset lacks the objective's split.
+    """
+    names, wanted = list(splits), metric.split("/", 1)[0]
+    if wanted == "train":
+        return "validation" if "validation" in names else None
+    if wanted not in names:
+        raise RequestError(
+            f"objective.metric is {metric!r}, but the dataset has no split {wanted!r}; it has {', '.join(names)}. Set "
+            "objective.metric to one of these (train/loss for none), or build the dataset with that split."
+        )
+    return wanted

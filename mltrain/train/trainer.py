@@ -6,7 +6,7 @@ import functools
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from mltrain.train.control import Control, Ending, Outcome, Row
 from mltrain.train.optimizers import build_optimizer
 from mltrain.train.reducer import Reducer
 from mltrain.train.replica import Replica
-from mltrain.train.spec import Spec, Task
+from mltrain.train.spec import Spec, Task, evaluation_split, total_steps
 from mltrain.train.step import Recipe, StepResult, micro_batches, seed_all, train_step
 from mltrain.train.usercode import build
 from mltrain.train.writer import PartWriter
@@ -295,30 +295,6 @@ class _RestoreFailed(Exception):
     def __init__(self, error: DamagedError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-def total_steps(epochs: int | None, max_steps: int | None, steps_per_epoch: int) -> int:
-    """Steps of a whole training: so many epochs, at most ``max_steps``; one epoch if neither is given."""
-    if epochs is None:
-        return steps_per_epoch if max_steps is None else max_steps
-    return epochs * steps_per_epoch if max_steps is None else min(max_steps, epochs * steps_per_epoch)
-
-
-def evaluation_split(metric: str, splits: Iterable[str]) -> str | None:
-    """The split that is evaluated during training: the objective's, or validation when that is ``train/…``.
-
-    Raises:
-        RequestError: the dataset lacks the objective's split.
-    """
-    names, wanted = list(splits), metric.split("/", 1)[0]
-    if wanted == "train":
-        return "validation" if "validation" in names else None
-    if wanted not in names:
-        raise RequestError(
-            f"objective.metric is {metric!r}, but the dataset has no split {wanted!r}; it has {', '.join(names)}. Set "
-            "objective.metric to one of these (train/loss for none), or build the dataset with that split."
-        )
-    return wanted
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

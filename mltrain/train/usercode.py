@@ -9,10 +9,10 @@ import linecache
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mltrain.errors import ConfigError, MissingDependencyError, RequestError, TrainingError
 
@@ -157,6 +157,26 @@ def ship_function(function: Factory) -> Shipped:
         raise MissingDependencyError("run(factory=...) needs cloudpickle: pip install 'mltrain[ray]'") from error
     name = getattr(function, "__qualname__", type(function).__name__)
     return Shipped("pickle", name, cloudpickle.dumps(function))
+
+
+class Hook(Protocol):
+    """A callback of the config: sees a run's events on the controller's side."""
+
+    def on_event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Called for every event, in the controller's thread: it must not take long."""
+
+
+def load_hook(name: str) -> Hook:
+    """Makes the callback that a config names, without arguments.
+
+    Raises:
+        ConfigError: there is no such class, or its objects have no ``on_event``.
+    """
+    made: Any = ship(name).load()
+    hook = made()
+    if not callable(getattr(hook, "on_event", None)):
+        raise ConfigError(f"callbacks: {name} has no on_event(kind, fields)")
+    return cast(Hook, hook)
 
 
 def build(shipped: Shipped, schema: Any, args: dict[str, Any]) -> "nn.Module":

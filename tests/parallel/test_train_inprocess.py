@@ -240,3 +240,24 @@ def test_ray_and_horovod_are_not_imported(root: Path, tmp_path: Path) -> None:
 def test_a_run_that_does_not_exist_is_not_found(root: Path) -> None:
     with pytest.raises(NotFoundError):
         train.load(str(root), "nothing")
+
+
+def test_callbacks_see_every_event(root: Path, tmp_path: Path) -> None:
+    seen = tmp_path / "events"
+    (tmp_path / "hook.py").write_text(
+        "class Hook:\n"
+        "    def on_event(self, kind, fields):\n"
+        f"        with open({str(seen)!r}, 'a') as file:\n"
+        "            file.write(kind + '\\n')\n"
+    )
+    mapping = {**experiment(root, epochs=None, max_steps=3), "callbacks": [f"{tmp_path}/hook.py:Hook"]}
+    train.run(parse(mapping), run_id="hooked")
+    kinds = [event["event"] for event in read_events(open_store(root), "hooked") if event["event"] != "log opened"]
+    assert seen.read_text().splitlines() == kinds
+
+
+def test_an_objective_on_a_split_that_does_not_exist_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    make_dataset(tmp_path, rows=500, splits=("train",))
+    with pytest.raises(RequestError, match=r"no split 'validation'; it has train"):
+        train.run(parse(experiment(tmp_path)), run_id="never")
+    assert not (tmp_path / "runs").exists()
