@@ -72,7 +72,7 @@ def _open(reference: str | None, config: str | None, overrides: Sequence[str], r
     """The dataset that was named, or that the file makes or uses."""
     from mltrain.data import Dataset, NodeCache
 
-    cache = None
+    options: dict[str, Any] = {}
     if reference is None:
         if config is None:
             raise RequestError("no dataset: name one (NAME, NAME@DIGEST or URI), or a file with -c FILE")
@@ -80,11 +80,12 @@ def _open(reference: str | None, config: str | None, overrides: Sequence[str], r
             raise RequestError("--root and -c both name a root; give one of them")
         loaded = load(config, overrides)
         cache = NodeCache(loaded.cache.directory, loaded.cache.budget_bytes)
+        options = {"cache": cache, "deadline_s": loaded.storage.deadline_s}
         reference = loaded.dataset if isinstance(loaded.dataset, str) else loaded.name
         root = loaded.root
     elif "/" not in reference:
         root = root_of(config, overrides, root)
-    return Dataset.open(reference, root=root, cache=cache)
+    return Dataset.open(reference, root=root, **options)
 
 
 def _shown(summary: dict[str, Any]) -> list[Any]:

@@ -301,7 +301,7 @@ _TEN = [
 def test_a_wrong_command_line_of_the_installed_command(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "adult.yaml").write_text(DATASET)
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    command = [Path(sys.executable).parent / "mltrain", *shlex.split(line)]
+    command: list[str | Path] = [Path(sys.executable).parent / "mltrain", *shlex.split(line)]
     ended = processes.run(command, tmp_path / "logs", cwd=tmp_path)
     assert ended.exit_code == 2, ended.stderr
     assert message in ended.stderr
