@@ -53,7 +53,7 @@ def session(app_name: str) -> SparkSession:
             builder = builder.config(key, value)
         active = builder.getOrCreate()
         if (context.master or "").startswith("local"):
-            active.conf.set("spark.databricks.delta.snapshotPartitions", str(context.defaultParallelism))
+            _fit_to_one_machine(active)
     _require_delta(active)
     return active
 
@@ -62,6 +62,16 @@ def log_path() -> Path:
     """Where the engine that this process starts writes its log."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "mltrain" / "logs" / f"spark-{os.getpid()}.log"
+
+
+def _fit_to_one_machine(active: SparkSession) -> None:
+    """Few partitions where few cores work on them, unless the submitter said how many."""
+    cores = active.sparkContext.defaultParallelism
+    wanted = {"spark.databricks.delta.snapshotPartitions": cores, "spark.sql.shuffle.partitions": max(8, 4 * cores)}
+    given = active.sparkContext.getConf()
+    for key, value in wanted.items():
+        if not given.contains(key):
+            active.conf.set(key, str(value))
 
 
 @contextmanager

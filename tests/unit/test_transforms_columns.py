@@ -27,6 +27,7 @@ from mltrain.transforms.vocabulary import ranked
 
 CITIES = Vocabulary(pa.array(["Rome", "Oslo", "Łódź"]))
 NUMBERS = Vocabulary(pa.array([70, -3, 2**60]))
+SMALL = Vocabulary(pa.array([5, -7, 0]))
 
 
 def test_a_missing_number_becomes_the_fill_value_before_it_is_scaled() -> None:
@@ -103,6 +104,7 @@ def test_what_cannot_be_represented_is_refused_by_name(transform: Any, column: A
         (CITIES, pa.array([], pa.string()), []),
         (NUMBERS, pa.array([2**60, 0, None, -3, 71, 70]), [3, 0, 0, 2, 0, 1]),
         (NUMBERS, pa.array([70, -3], pa.int16()), [1, 2]),
+        (SMALL, pa.array([2**63 - 1, 5, -(2**63), None, 0, -7, 6, -8]), [0, 1, 0, 0, 3, 2, 0, 0]),
         (Vocabulary(pa.array([], pa.int64())), pa.array([1, 2]), [0, 0]),
     ],
 )
