@@ -8,7 +8,6 @@ import click
 from mltrain.cli.options import common, config_options, needed, resumable
 from mltrain.cli.output import Output, plain
 from mltrain.cli.runs import trials_table
-from mltrain.errors import RequestError
 
 
 @click.group()
@@ -26,12 +25,11 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     from mltrain import config as configs
 
     experiment = configs.load_experiment(needed(config), overrides)
-    if experiment.tune is None:
-        raise RequestError(f"{config} has no tune: say what is searched, or use `mltrain train run`")
+    experiment.require_tune()
     from mltrain import tune as sweeps
 
     result = sweeps.run(experiment, run_id=run_id, progress=out.progress)
-    rows = [{**dataclasses.asdict(trial), "steps": trial.step} for trial in result.trials]
+    rows = [dataclasses.asdict(trial) for trial in result.trials]
     best = result.best
     out.result(
         {

@@ -86,9 +86,13 @@ class FeatureDefaults(Strict):
     """Options by feature type, where a feature's own patterns do not set them."""
 
     numeric: NumericDefaults = NumericDefaults()
+    """For numeric features."""
     categorical: CategoricalDefaults = CategoricalDefaults()
+    """For categorical features."""
     hashed: HashedDefaults = HashedDefaults()
+    """For hashed features."""
     id_list: IdListDefaults = IdListDefaults()
+    """For id_list features."""
 
 
 class FeatureSpec(Strict):

@@ -9,12 +9,13 @@ from mltrain.config.dataset import DatasetSpec
 from mltrain.config.search import TuneConfig
 from mltrain.config.strict import Name, NaturalFloat, NaturalInt, PositiveFloat, PositiveInt, Seed, Strict
 from mltrain.config.surroundings import CacheConfig, StorageConfig
+from mltrain.errors import ConfigError
 
 _REFERENCE = r"^[^:\s]+:[A-Za-z_]\w*$"
 
 # Of the metrics that the library computes: which way is better.
 _MINIMISED = frozenset({"loss", "log_loss", "rmse", "mse", "mae", "brier", "ece"})
-_MAXIMISED = frozenset({"auc", "accuracy", "f1", "precision", "recall", "r2", "auc_pr", "mcc"})
+_MAXIMISED = frozenset({"auc", "accuracy", "f1", "macro_f1", "precision", "recall", "r2", "auc_pr", "mcc"})
 
 
 class ModelConfig(Strict):
@@ -44,7 +45,7 @@ class Objective(Strict):
         metric = given.get("metric", "validation/loss") if isinstance(given, dict) else None
         if not isinstance(metric, str):
             return given
-        name = metric.rpartition("/")[2]
+        name = metric.rpartition("/")[2].rpartition(".")[2]  # of several tasks: validation/click.auc
         known = "min" if name in _MINIMISED else "max" if name in _MAXIMISED else None
         mode = given.get("mode")
         if mode is None and known is None and "/" in metric:
@@ -246,20 +247,6 @@ class TrainConfig(Strict):
             return {**given, "epochs": 5}
         return given
 
-    @model_validator(mode="after")
-    def _within_the_run(self) -> Self:
-        if self.max_steps is None:
-            return self
-        if self.lr_schedule is not None and self.lr_schedule.warmup_steps >= self.max_steps:
-            raise ValueError(
-                f"lr_schedule.warmup_steps {self.lr_schedule.warmup_steps} is not below max_steps {self.max_steps}"
-            )
-        if (self.evaluate.every.steps or 0) > self.max_steps:
-            raise ValueError(
-                f"evaluate.every.steps {self.evaluate.every.steps} is more than max_steps {self.max_steps}"
-            )
-        return self
-
 
 class ClusterConfig(Strict):
     """The Ray cluster."""
@@ -326,19 +313,25 @@ class Experiment(Strict):
             )
         return self
 
-    @model_validator(mode="after")
-    def _asha_can_judge(self) -> Self:
-        if self.tune is None or self.tune.scheduler.name != "asha" or self.train.max_steps is None:
-            return self
-        grace = self.tune.scheduler.grace_steps or 0
-        if grace >= self.train.max_steps:
-            raise ValueError(
-                f"tune.scheduler.grace_steps {grace} is not below train.max_steps {self.train.max_steps}: "
+    def require_tune(self) -> TuneConfig:
+        """What is searched, if a sweep over it means something. Not checked before: a training may use the file too.
+
+        Raises:
+            ConfigError: nothing is searched, or the scheduler would have nothing to decide.
+        """
+        if self.tune is None:
+            raise ConfigError(f"experiment {self.name} has no tune: say what is searched, or use `mltrain train run`")
+        scheduler, steps = self.tune.scheduler, self.train.max_steps
+        if scheduler.name != "asha" or steps is None:
+            return self.tune
+        if (scheduler.grace_steps or 1) >= steps:
+            raise ConfigError(
+                f"tune.scheduler.grace_steps {scheduler.grace_steps} is not below train.max_steps {steps}: "
                 "asha would never stop a trial"
             )
-        if (self.train.evaluate.every.steps or 0) >= self.train.max_steps:
-            raise ValueError(
-                f"tune.scheduler asha needs evaluations on the way, and train.evaluate.every.steps "
-                f"{self.train.evaluate.every.steps} leaves none before train.max_steps {self.train.max_steps}"
+        if (self.train.evaluate.every.steps or 1) >= steps:
+            raise ConfigError(
+                "tune.scheduler asha judges trials by their evaluations, and train.evaluate.every.steps "
+                f"{self.train.evaluate.every.steps} leaves none before train.max_steps {steps}"
             )
-        return self
+        return self.tune
