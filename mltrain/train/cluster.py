@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +61,23 @@ def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(ray, config)
+    with _signals_kept():
+        _connect(ray, config)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """``ray.init`` takes SIGTERM for itself, which would end the driver without a checkpoint."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _connect(ray: Any, config: "ClusterConfig") -> None:

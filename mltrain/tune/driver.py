@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray import tune
-from ray.tune import Callback, Stopper
+from ray.tune import Stopper
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from mltrain.config import Experiment
 from mltrain.storage import Store
@@ -158,8 +159,8 @@ class _Here:
         return {}
 
 
-class _Watch(_Here, Callback):
-    """Hears from Tune how trials go."""
+class _Watch(_Here, TrialProgressCallback):
+    """Hears from Tune how trials go; in the place of Tune's own, which prints to stdout at any verbosity."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver

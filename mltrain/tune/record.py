@@ -51,7 +51,7 @@ def trial_of(root: Store, point: Point) -> Trial:
         steps=result.get("step", 0),
         wall_s=result.get("wall_s", 0.0),
         worker_seconds=result.get("worker_seconds", 0.0),
-        error=result.get("error"),
+        error=result.get("error") or (result.get("reason") if result["status"] == "stopped" else None),
     )
 
 

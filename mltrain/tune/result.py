@@ -21,7 +21,7 @@ class Trial:
         steps: updates applied.
         wall_s: seconds, over all attempts.
         worker_seconds: seconds times workers.
-        error: why it failed.
+        error: why it failed or stopped.
     """
 
     run_id: str

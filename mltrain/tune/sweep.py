@@ -151,7 +151,8 @@ class _Sweep:
         results.append(self._root.uri, self._row(result, best, error if failed else None))
         if stopped:
             command = resume_command(self._id)
-            reason = self._stop.reason or "not all trials have ended"
+            reasons = [trial.error for trial in trials if trial.status == "stopped" and trial.error]
+            reason = self._stop.reason or "; ".join(reasons) or "not all trials have ended"
             done = sum(trial.ended for trial in trials)
             raise StoppedError(
                 f"Sweep {self._id} stopped ({reason}) with {done} of {len(trials)} trials done.", command
