@@ -17,8 +17,8 @@ from mltrain.config.experiment import Experiment
 from mltrain.config.problems import config_error
 from mltrain.config.search import extremes
 from mltrain.config.source import Origin, Source, escaped, quoted, read
+from mltrain.config.uri import normalise
 from mltrain.errors import ConfigError
-from mltrain.storage.uri import normalise
 
 Config = TypeVar("Config", DatasetFile, Experiment)
 Overrides = Mapping[str, Any] | Sequence[str]

@@ -1,10 +1,10 @@
 """Object storage and local directories behind one interface."""
 
+from mltrain.config.uri import normalise, spark_uri
 from mltrain.errors import ConflictError
 from mltrain.storage.environment import delta_options, spark_options
 from mltrain.storage.opening import open_store
 from mltrain.storage.store import ObjectMeta, Store
-from mltrain.storage.uri import normalise, spark_uri
 
 __all__ = [
     "ConflictError",

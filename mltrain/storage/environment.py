@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mltrain.storage.uri import Location, azure_account, parse
+from mltrain.config.uri import Location, azure_account, parse
 
 
 @dataclass(frozen=True)

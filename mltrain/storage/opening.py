@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from mltrain.config.uri import parse
 from mltrain.storage.store import Store
-from mltrain.storage.uri import parse
 
 DEADLINE_S = 120.0
 

@@ -14,11 +14,11 @@ import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from mltrain.config.uri import Location, parse
 from mltrain.errors import ConfigError, ConflictError, NotFoundError, StorageError
 from mltrain.storage.answers import Answer, Failure, explain
 from mltrain.storage.environment import object_store_options
 from mltrain.storage.store import ObjectMeta, Store, checked
-from mltrain.storage.uri import Location, parse
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta as RawMeta
