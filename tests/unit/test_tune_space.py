@@ -70,15 +70,15 @@ def test_a_trials_config_holds_its_parameters_and_no_sweep() -> None:
 
 
 def test_a_combination_that_is_no_valid_config_is_refused_before_anything_starts() -> None:
-    space = {"train.max_steps": {"choice": [10, 100]}, "train.lr_schedule.warmup_steps": {"choice": [5, 50]}}
+    space = {"train.optimizer.name": {"choice": ["sgd", "adamw"]}, "train.optimizer.momentum": {"choice": [0.0, 0.9]}}
     mapping = {
         "name": "e", "root": "/tmp", "dataset": "d", "model": {},
-        "train": {"max_steps": 100, "lr_schedule": {"name": "cosine", "warmup_steps": 5}},
+        "train": {"optimizer": {"name": "sgd"}},
         "tune": {"search": "grid", "space": space},
     }  # fmt: skip
     config = configs.parse(mapping)  # each value is valid on its own
     assert isinstance(config, configs.Experiment)
-    with pytest.raises(ConfigError, match=r"tune\.space can draw .*warmup_steps 50 is not below max_steps 10"):
+    with pytest.raises(ConfigError, match=r"tune\.space can draw .*momentum does not go with optimizer adamw"):
         points(config, "s")
 
 
