@@ -106,12 +106,12 @@ def _shown(summary: dict[str, Any]) -> list[Any]:
     statistics = summary["splits"][first]["statistics"]
     columns = [_column(column, statistics.get(column["name"], {})) for column in summary["schema"]["columns"]]
     lines.append(
-        table(["column", "role", "kind", "dtype", "cardinality", f"{first} mean", "min", "max", "missing"], columns)
+        table(["column", "role", "kind", "dtype", "cardinality", f"{first} mean", "min", "max", "zeros"], columns)
     )
     return lines
 
 
 def _column(column: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
     said = [column.get(key) for key in ("name", "role", "kind", "dtype", "cardinality")]
-    seen = [statistics.get(key) for key in ("mean", "minimum", "maximum", "missing")]
+    seen = [statistics.get(key) for key in ("mean", "minimum", "maximum", "zeros")]
     return [short(value) for value in (*said, *seen)]
