@@ -45,5 +45,4 @@ def python_with_faults(faults: Path, *, fault: str) -> dict[str, str]:
     return {
         "PYTHONPATH": str(ROOT / "tests" / "support" / "faulty"),
         "MLTRAIN_TEST_FAULTS": str(faults / "fault"),
-        "MLTRAIN_TEST_DRIVER": "1",
     }

@@ -12,6 +12,7 @@ wait_for_other        the driver waits before the manifest until two drivers hav
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def _is_on(fault: str) -> bool:
     return Path(os.environ["MLTRAIN_TEST_FAULTS"]).read_text().strip() == fault
 
 
-def _install() -> None:
+def _install_in_tasks() -> None:
     import pyarrow as pa
     from pyspark import TaskContext
 
@@ -75,6 +76,7 @@ def _install_in_driver() -> None:
 
 
 if "MLTRAIN_TEST_FAULTS" in os.environ:
-    _install()
-    if "MLTRAIN_TEST_DRIVER" in os.environ:
+    if "pyspark.daemon" in sys.orig_argv:
+        _install_in_tasks()
+    if "tests.support.build_dataset" in sys.orig_argv:
         _install_in_driver()
