@@ -95,9 +95,11 @@ class Dataset:
         return cls(store, manifest, wanted.name, build, cache)
 
     @classmethod
-    def resolve(cls, root: str | Path, reference: str, *, cache: NodeCache | None = None) -> "Dataset":
+    def resolve(
+        cls, root: str | Path, reference: str, *, cache: NodeCache | None = None, deadline_s: float = 120.0
+    ) -> "Dataset":
         """``open`` with the root first: what an experiment's ``root`` and ``dataset`` say."""
-        return cls.open(reference, root=root, cache=cache)
+        return cls.open(reference, root=root, cache=cache, deadline_s=deadline_s)
 
     @property
     def digest(self) -> str:

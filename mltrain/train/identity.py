@@ -54,7 +54,7 @@ def resolve(config: Experiment, run: "Store", progress: "Callable[[str], None] |
     except NotFoundError:
         stored = None
     if stored is not None and isinstance(stored.dataset, str) and _same_name(config.dataset, stored.dataset):
-        dataset = Dataset.resolve(config.root, stored.dataset)
+        dataset = Dataset.resolve(config.root, stored.dataset, deadline_s=config.storage.deadline_s)
     else:
         dataset = _open(config, progress)
     name = dataset.name or (config.dataset.split("@")[0] if isinstance(config.dataset, str) else config.name)
@@ -74,7 +74,7 @@ def create(run: "Store", config: Experiment) -> bool:
 
 def _open(config: Experiment, progress: "Callable[[str], None] | None") -> Dataset:
     if isinstance(config.dataset, str):
-        return Dataset.resolve(config.root, config.dataset)
+        return Dataset.resolve(config.root, config.dataset, deadline_s=config.storage.deadline_s)
     from mltrain import features
 
     file = configs.DatasetFile(
@@ -86,7 +86,7 @@ def _open(config: Experiment, progress: "Callable[[str], None] | None") -> Datas
         tags=config.tags,
     )
     report = features.build(file, progress=progress)
-    return Dataset.resolve(config.root, f"{report.name}@{report.digest}")
+    return Dataset.resolve(config.root, f"{report.name}@{report.digest}", deadline_s=config.storage.deadline_s)
 
 
 def _same_name(reference: object, stored: str) -> bool:

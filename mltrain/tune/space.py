@@ -35,23 +35,12 @@ def points(config: "Experiment", sweep_id: str) -> list[Point]:
     Raises:
         ConfigError: a combination that was drawn is not a valid config.
     """
-    tune = required(config)
+    tune = config.require_tune()
     drawn = _grid(tune) if tune.search == "grid" else _random(tune, config.train.seed)
     found = [Point(f"{sweep_id}-{index:03d}", parameters) for index, parameters in enumerate(drawn)]
     for point in found:
         trial_config(config, point.parameters)
     return found
-
-
-def required(config: "Experiment") -> "TuneConfig":
-    """The config's ``tune``.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if config.tune is None:
-        raise ConfigError(f"experiment {config.name!r} has no `tune`: add tune.space, or use `mltrain train run`")
-    return config.tune
 
 
 def trial_config(config: "Experiment", parameters: Mapping[str, Any]) -> "Experiment":

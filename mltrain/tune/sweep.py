@@ -43,7 +43,7 @@ def run(config: "Experiment", *, run_id: str | None = None, progress: Progress |
         TrainingError: every trial failed.
         StoppedError: stopped on request, resumable.
     """
-    space.required(config)
+    config.require_tune()
     _require_ray()
     root = open_store(config.root, deadline_s=config.storage.deadline_s)
     root.check_writable()

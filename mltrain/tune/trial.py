@@ -103,7 +103,7 @@ def _await_lease(run: Store, stop: StopRequest) -> None:
 
 def _record_failure(config: Experiment, point: Point, sweep: Sweep, error: Exception) -> None:
     """Training records its own failures; this is for what failed before it could."""
-    root = open_store(config.root)
+    root = open_store(config.root, deadline_s=config.storage.deadline_s)
     if root.exists(f"runs/{point.run_id}/result.json") and isinstance(error, MltrainError):
         return
     results_row = failure(config, point, sweep.run_id, f"{type(error).__name__}: {error}")

@@ -24,7 +24,7 @@ def command(mapping: Mapping[str, Any], run_id: str, directory: Path) -> Abstrac
     file = directory / "sweep.yaml"
     file.write_text(json.dumps(mapping))
     program = Path(sys.executable).with_name("mltrain")
-    words = [program, "tune", "run", "-c", file, "--run-id", run_id, "--output", "json"]
+    words: list[str | Path] = [program, "tune", "run", "-c", file, "--run-id", run_id, "--output", "json"]
     return started(words, directory / "logs")
 
 
