@@ -39,7 +39,7 @@ lint: setup  ## ruff, mypy --strict, import-linter
 	$(bin)/lint-imports
 
 bench: setup  ## every benchmark, each printing its table (BENCH=loader for one)
-	for file in benchmarks/$(or $(BENCH),*).py; do $(bin)/python $$file; done
+	for file in benchmarks/$(or $(BENCH),*).py; do $(bin)/python -m benchmarks.$$(basename $$file .py); done
 
 lock:  ## resolve setup.cfg and the Horovod build's packages anew into their lock files
 	@$(setup) --lock
