@@ -27,7 +27,7 @@ _VERSION = 1
 _METRIC = "validation/auc"
 # The first rung of ASHA: an epoch.
 _GRACE_STEPS = 100
-_EPOCHS = 6
+_EPOCHS = 4
 
 
 def demo(root: str, trials: int = 8, workers: int = 2, run_id: str | None = None, out: Output | None = None) -> None:
