@@ -80,6 +80,8 @@ def train_step(
         tally = Tally(stop=wishes.stop, checkpoint=wishes.checkpoint, rows=batch.rows, samples=_samples(batch))
         pieces = list(micro_batches(batch, recipe.max_local_rows))
         loss_sum = weight_sum = 0.0
+        if not pieces:
+            reducer.arm(tally)
         for number, piece in enumerate(pieces):
             with recipe.autocast():
                 rows_loss = total_loss(model, recipe.tasks, model(piece), piece)
