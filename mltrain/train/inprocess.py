@@ -69,6 +69,8 @@ def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: Sto
                 record.set_aside(restore.step, outcome.reason)
                 restore = record.restore_point()
                 continue
+            # Also of a run that failed: a checkpoint on its way to storage still gets there.
+            trainer.close()
             control.check()
             return outcome
     finally:

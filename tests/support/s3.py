@@ -60,6 +60,9 @@ class S3Server:
     def pause(self) -> None:
         """Stops answering, without closing a connection: a server that hangs."""
         self._process.send(signal.SIGSTOP)
+        # The signal takes a moment to reach every thread, and one that still runs may answer a request.
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        wait_until(lambda: all(_state(task) == "T" for task in tasks.iterdir()), 10, "stopped S3 server")
 
     def resume(self) -> None:
         self._process.send(signal.SIGCONT)
@@ -81,6 +84,10 @@ def serve(directory: Path, *, read_only: bool = False) -> Iterator[S3Server]:
     keys = {"ROOT_ACCESS_KEY": _USER["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": _USER["AWS_SECRET_ACCESS_KEY"]}
     with started([*command, "posix", directory / "data"], directory / "server", env=keys) as process:
         yield S3Server(process, directory, wait_until(lambda: _port(process), 30, "listening S3 server"))
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def _port(process: Process) -> int | None:
