@@ -54,8 +54,17 @@ def plain(batch: Batch, name: str) -> list[Any]:
     return list(column.tolist())
 
 
+_ELSEWHERE: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_of_other_tests() -> None:
+    """A node's cache keeps its fetching threads; those of other modules in this process are not the loader's."""
+    _ELSEWHERE.update(loader_threads())
+
+
 def loader_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("mltrain-")}
+    return {thread for thread in threading.enumerate() if thread.name.startswith("mltrain-")} - _ELSEWHERE
 
 
 def wait_for_no_threads() -> None:
