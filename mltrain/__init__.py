@@ -8,7 +8,8 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = frozenset({"config", "data", "evaluate", "features", "models", "results", "train", "transforms", "tune"})
+_SUBPACKAGES = frozenset({"collectives", "config", "data", "errors", "evaluate", "features", "models"})
+_SUBPACKAGES |= {"results", "storage", "train", "transforms", "tune"}
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -75,16 +75,33 @@ class Output:
         return self._console
 
     def result(self, data: Any, *text: Any) -> None:
-        """Prints a result: ``data`` as JSON, or ``text``, which are strings and rich's tables."""
-        self.__exit__(None, None, None)
-        if self.format == "json":
-            print(json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False), flush=True)  # noqa: T201
-            return
-        from rich.console import Console
+        """Prints a result: ``data`` as JSON, or ``text``, which are strings and rich's tables.
 
-        console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-        for part in text:
+        A reader that leaves early (``| head``) has what it wants: the work is done all the same.
+        """
+        self.__exit__(None, None, None)
+        shown = _json(data) if self.format == "json" else _rendered(text)
+        try:
+            print(shown, end="", flush=True)  # noqa: T201
+        except BrokenPipeError:
+            # What is left in the buffer would fail once more when the interpreter flushes it at its end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
+def _json(data: Any) -> str:
+    return json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _rendered(parts: Iterable[Any]) -> str:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    with console.capture() as captured:
+        for part in parts:
             console.print(part, markup=False)
+    return captured.get()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Any:

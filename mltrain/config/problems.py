@@ -10,6 +10,17 @@ from mltrain.config.source import Keys, Source
 from mltrain.errors import ConfigError
 
 _SHOWN = 5
+# Part of the format that this version cannot do: who writes them has not mistyped anything.
+_KEYS_TO_COME = frozenset({("dataset", "base"), ("tune", "folds"), ("tune", "budget"), ("cluster", "market")})
+_VALUES_TO_COME = frozenset(
+    {
+        ("train", "collectives", "torch"),
+        ("tune", "search", "optuna"),
+        ("tune", "scheduler", "name", "pbt"),
+        ("loggers", "mlflow"),
+    }
+)
+_TO_COME = "is not supported by this version of mltrain"
 
 
 def config_error(error: ValidationError, source: Source, model: type[BaseModel]) -> ConfigError:
@@ -40,6 +51,8 @@ def _line(keys: Keys, details: list[Any], source: Source, model: type[BaseModel]
     where = f"{origin}: " if origin is not None else ""
     detail = details[0]
     key = dotted(keys)
+    if keys in _KEYS_TO_COME:
+        return f"{where}{key} {_TO_COME} (value {_brief(detail['input'])}); take it out"
     if detail["type"] == "extra_forbidden":
         return f"{where}unknown key {key} (value {_brief(detail['input'])}){_nearest(keys, model)}"
     if detail["type"] == "missing":
@@ -48,6 +61,8 @@ def _line(keys: Keys, details: list[Any], source: Source, model: type[BaseModel]
         message = str(detail["ctx"]["error"])
         return f"{where}{key}: {message}" if key else f"{where}{message}"
     wanted = " or ".join(dict.fromkeys(_wanted(one) for one in details))
+    if (*(name for name in keys if isinstance(name, str)), str(detail["input"])) in _VALUES_TO_COME:
+        return f"{where}{key} {detail['input']} {_TO_COME}; want {wanted}"
     return f"{where}{key} is {_brief(detail['input'])}; want {wanted}"
 
 
