@@ -1,5 +1,6 @@
 """``mltrain dataset``."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,40 @@ def verify(out: Output, reference: str | None, config: str | None, overrides: Se
     seen = f"{report.shards} shards, {report.rows:,} rows, {report.size_bytes:,} bytes"
     out.result({**vars(report), "ok": report.ok}, *lines, f"dataset {report.digest}: {verdict} ({seen})")
     return 0 if report.ok else 1
+
+
+@dataset.command()
+@click.argument("before", metavar="BEFORE")
+@click.argument("after", metavar="AFTER")
+@config_options
+@_root
+@common
+def diff(out: Output, before: str, after: str, config: str | None, overrides: Sequence[str], root: str | None) -> None:
+    """Say what changed from one dataset to another: NAME, NAME@DIGEST, DIGEST or URI each."""
+    from mltrain.data.diff import diff as compare
+
+    found = compare(*(_open(one, config, overrides, root) for one in (before, after)), progress=out.progress)
+    columns = [
+        (what, ", ".join(names))
+        for what, names in (
+            ("columns added", found.columns_added),
+            ("columns removed", found.columns_removed),
+            ("columns changed", found.columns_changed),
+            ("fitted anew", found.refitted),
+        )
+        if names
+    ]
+    splits = [
+        (name, *(f"{n:,}" for n in (s.before, s.after, s.added, s.removed, s.changed)), s.shared_shards, s.read_shards)
+        for name, s in found.splits.items()
+    ]
+    heads = ["split", "rows before", "after", "added", "removed", "changed", "shards shared", "read"]
+    out.result(
+        {**dataclasses.asdict(found), "equal": found.equal},
+        *(f"{what}: {names}" for what, names in columns),
+        table(heads, splits),
+        *(["the same rows and columns"] if found.equal else []),
+    )
 
 
 def _open(reference: str | None, config: str | None, overrides: Sequence[str], root: str | None) -> "Dataset":
