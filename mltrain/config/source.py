@@ -250,4 +250,5 @@ _WHOLE: frozenset[Keys] = frozenset(
 
 def quoted(text: str) -> str:
     """``text`` as a double-quoted scalar."""
-    return DoubleQuotedScalarString(text)  # type: ignore[no-any-return]
+    scalar: str = DoubleQuotedScalarString(text)
+    return scalar

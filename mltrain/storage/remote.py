@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +22,8 @@ from mltrain.storage.environment import object_store_options
 from mltrain.storage.store import ObjectMeta, Store, checked
 
 if TYPE_CHECKING:
+    from obstore import GetOptions, PutMode
     from obstore import ObjectMeta as RawMeta
-    from obstore import PutMode
 
 T = TypeVar("T")
 Client = S3Store | GCSStore | AzureStore
@@ -93,10 +94,12 @@ class RemoteStore(Store):
         """Some bytes of the version ``tag`` (None: any); None when the object ends before ``start``."""
 
         def read() -> tuple[bytes, ObjectMeta] | None:
-            options: dict[str, Any] = {"range": (start, start + length)}
-            if tag is not None:
-                options["version" if self._place.scheme == "gs" else "if_match"] = tag
-            answer = obstore.get(self._client, self._key(path), options=options)  # type: ignore[arg-type]
+            options: GetOptions = {"range": (start, start + length)}
+            if tag is not None and self._place.scheme == "gs":
+                options["version"] = tag
+            elif tag is not None:
+                options["if_match"] = tag
+            answer = obstore.get(self._client, self._key(path), options=options)
             return answer.bytes().to_bytes(), self._meta(path, answer.meta)
 
         try:
@@ -164,7 +167,7 @@ class RemoteStore(Store):
         below = self._key(prefix) if prefix else self._place.path
         after: str | None = None
         while True:
-            page = self._retried(prefix, lambda after=after: self._page(below, after))  # type: ignore[misc]
+            page = self._retried(prefix, partial(self._page, below, after))
             for raw in page:
                 yield self._meta(raw["path"][len(self._place.path) :].lstrip("/"), raw)
             if len(page) < _PAGE:
@@ -245,15 +248,15 @@ class _BeyondEnd(StorageError):
 
 
 def _connect(place: Location, deadline_s: float) -> Client:
-    options = object_store_options(place)
+    options: Any = object_store_options(place)
     client: Any = {"timeout": timedelta(seconds=min(_REQUEST_S, deadline_s)), "allow_http": True}
     retry: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=deadline_s)}
     try:
         if place.scheme == "s3":
-            return S3Store(place.bucket, config=options, client_options=client, retry_config=retry)  # type: ignore[arg-type]
+            return S3Store(place.bucket, config=options, client_options=client, retry_config=retry)
         if place.scheme == "gs":
             return GCSStore(place.bucket, client_options=client, retry_config=retry)
         url = f"{place.scheme}://{place.bucket}"
-        return AzureStore.from_url(url, config=options, client_options=client, retry_config=retry)  # type: ignore[arg-type]
+        return AzureStore.from_url(url, config=options, client_options=client, retry_config=retry)
     except (exceptions.BaseError, ValueError) as error:
         raise ConfigError(f"storage {str(place)!r} cannot be opened: {explain(str(place), error).seen}") from error

@@ -27,7 +27,7 @@ def test_the_quickstart_runs_where_there_is_neither_spark_nor_ray_nor_horovod(
     monkeypatch.setenv("MLTRAIN_ROOT", str(root))
     monkeypatch.setenv("MLTRAIN_DATASET", "made")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    notebook = nbformat.read(NOTEBOOKS / "01_quickstart.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(NOTEBOOKS / "01_quickstart.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})

@@ -1,15 +1,18 @@
 """The set-up cache: built once, by one process, and never half."""
 
+import os
 import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import processes
 
 ROOT = Path(__file__).resolve().parents[2]
-# Builds an entry in two files; between them it says so and waits to be let on.
+# Builds an entry in two files; between them it says so and waits until somebody opens the pipe "go".
 _BUILDER = """
-import sys, time
+import sys
 from pathlib import Path
 from cluster.setup import cache
 
@@ -18,12 +21,16 @@ def build(directory):
         log.write("built\\n")
     (directory / "first").write_text("1")
     print("half", flush=True)
-    while not Path(sys.argv[1], "go").exists():
-        time.sleep(0.01)
+    Path(sys.argv[1], "go").read_text()
     (directory / "second").write_text("2")
 
 print(sorted(path.name for path in cache.build_once("thing", build).iterdir()), flush=True)
 """
+
+
+@pytest.fixture(autouse=True)
+def _go(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
 
 
 def _builder(tmp_path: Path, name: str) -> processes.Process:
@@ -36,7 +43,7 @@ def test_of_two_builders_at_once_one_builds_and_both_get_the_whole(tmp_path: Pat
     try:
         processes.wait_until(lambda: "half" in first.stdout + second.stdout, 30, "half-built entry")
         assert not (tmp_path / "cache" / "mltrain" / "thing").exists()
-        (tmp_path / "go").touch()
+        (tmp_path / "go").write_text("")
         said = first.wait(30).stdout + second.wait(30).stdout
     finally:
         first.end()
@@ -53,9 +60,10 @@ def test_after_a_builder_was_killed_halfway_the_next_one_builds(tmp_path: Path) 
         first.wait(30)
     finally:
         first.end()
-    (tmp_path / "go").touch()
     second = _builder(tmp_path, "b")
     try:
+        second.wait_for_output("half", 30)
+        (tmp_path / "go").write_text("")
         assert "['first', 'second']" in second.wait(30).stdout
     finally:
         second.end()

@@ -1,5 +1,6 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -12,10 +13,17 @@ from mltrain.results.table import table_uri
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def row(run_id: str, status: str = "finished", minutes: int = 0, **fields: object) -> results.RunRow:
+def row(run_id: str, status: str = "finished", minutes: int = 0, **fields: Any) -> results.RunRow:
     at = START + timedelta(minutes=minutes)
-    required = {"name": "n", "kind": "train", "config": "name: n", "config_digest": "c", "started": at, "ended": at}
-    return results.RunRow(**{"run_id": run_id, "status": status, **required, **fields})  # type: ignore[arg-type]
+    required: dict[str, Any] = {
+        "name": "n",
+        "kind": "train",
+        "config": "name: n",
+        "config_digest": "c",
+        "started": at,
+        "ended": at,
+    }
+    return results.RunRow(**{"run_id": run_id, "status": status, **required, **fields})
 
 
 def test_a_row_comes_back_as_it_was_appended(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ wait_for_other        the driver waits before the manifest until two drivers hav
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,16 @@ def _install_in_tasks() -> None:
     scatter.Encoder.store_shard = faulty_store  # type: ignore[method-assign]
 
 
+def _meet(place: Path) -> None:
+    """Waits for one other process that comes here: a pipe opens when both of its ends are held."""
+    try:
+        os.mkfifo(place)
+        end = os.O_RDONLY
+    except FileExistsError:
+        end = os.O_WRONLY
+    os.close(os.open(place, end))
+
+
 def _install_in_driver() -> None:
     from mltrain.features import job
 
@@ -66,10 +75,7 @@ def _install_in_driver() -> None:
         if _is_on("kill_driver"):
             os.kill(os.getpid(), signal.SIGKILL)
         if _is_on("wait_for_other"):
-            here = Path(os.environ["MLTRAIN_TEST_FAULTS"]).parent
-            (here / f"arrived-{os.getpid()}").touch()
-            while len(list(here.glob("arrived-*"))) < 2:
-                time.sleep(0.05)
+            _meet(Path(os.environ["MLTRAIN_TEST_FAULTS"]).with_name("meeting"))
         return publish(*args, **kwargs)
 
     vars(job)["publish"] = faulty_publish
