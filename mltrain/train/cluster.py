@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from mltrain.train.signals import StopRequest
 
 if TYPE_CHECKING:
     from mltrain.config import ClusterConfig
-    from mltrain.train.checkpoints import Checkpoint
     from mltrain.train.lease import Lease
     from mltrain.train.placement import WorkerSource
     from mltrain.train.record import RunRecord
@@ -25,7 +25,6 @@ _LOG = logging.getLogger(__name__)
 def train(
     spec: "Spec",
     record: "RunRecord",
-    restore: "Checkpoint | None",
     stop: StopRequest,
     source: "WorkerSource | None",
     run_id: str,
@@ -38,14 +37,15 @@ def train(
 
         slots = source or PlacementGroups(run_id, spec.config.train.workers)
         controller = Controller(spec, record, slots, stop, run_id, lease)
-        return controller.run(restore)
+        return controller.run()
 
 
 @contextlib.contextmanager
 def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
     """Connects to Ray, or starts it; whatever was started here is stopped here.
 
-    ``auto`` is RAY_ADDRESS, else a running cluster, else one of this process's own; ``local`` always the last.
+    ``auto`` is RAY_ADDRESS (which may be ``local``), else a running cluster, else one of this process's own; ``local``
+    always the last.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -63,6 +63,7 @@ def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
         return
     with _signals_kept():
         _connect(ray, config)
+    _print_to_log(ray)
     try:
         yield
     finally:
@@ -80,22 +81,39 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def _print_to_log(ray: Any) -> None:
+    """Ray's own messages, such as that a worker was killed, go to the log.
+
+    ``log_to_driver=False`` leaves them out, and Ray prints them to stdout, where results go. There is no public way to
+    have them elsewhere. What they say of a lost worker is in the run's events.
+    """
+
+    def log(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            _LOG.info("Ray: %s", line)
+
+    ray._private.worker.print_to_stdstream = log
+
+
 def _connect(ray: Any, config: "ClusterConfig") -> None:
+    address = config.address
+    if address == "auto" and os.environ.get("RAY_ADDRESS") == "local":
+        address = "local"
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     runtime_env = dict(config.runtime_env) or None
     try:
-        if config.address == "auto":
+        if address == "auto":
             try:
                 ray.init(address="auto", runtime_env=runtime_env, **quiet)
                 return
             except ConnectionError:
                 _LOG.info("no Ray cluster is running: starting one in this process")
-        if config.address in ("auto", "local"):
+        if address in ("auto", "local"):
             ray.init(address="local", include_dashboard=False, runtime_env=runtime_env, **quiet)
         else:
-            ray.init(address=config.address, runtime_env=runtime_env, **quiet)
+            ray.init(address=address, runtime_env=runtime_env, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RequestError(
-            f"cluster.address is {config.address!r}, but Ray cannot be reached there: {error}. Start it "
+            f"cluster.address is {address!r}, but Ray cannot be reached there: {error}. Start it "
             "(`ray start --head`), or use cluster.address=local."
         ) from error

@@ -28,11 +28,12 @@ _TICK_S = 0.1
 _LEAVE_S = 2.0
 # Workers that died one after another before they were ready: something is wrong that starting more does not mend.
 _FAILED_STARTS = 5
+# Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
+_FRUITLESS = 10
 # A worker that was started less than this ago is waited for when the first generation forms.
 _SETTLE_S = 15.0
 # A worker exits when it has not heard of its controller for so many heartbeat deadlines.
 _SILENCE = 10
-_LAST_MESSAGES_S = 30.0
 
 
 @dataclass
@@ -48,6 +49,7 @@ class _Member:
     place: dict[str, Any] | None = None
     rank: int | None = None
     step: int = -1
+    output: str = "Ray's logs"
 
     def status(self, draining: frozenset[str]) -> WorkerStatus:
         return WorkerStatus(self.id, self.node, self.state, self.rank, self.slot.id in draining)
@@ -71,6 +73,8 @@ class _Running:
         self.generation = generation
         self.server = server
         self.outcomes: dict[str, Outcome | None] = {}
+        self.left: set[str] = set()
+        self.written: set[str] = set()
         self.aborted_at: float | None = None
         self.stop_asked = False
         self.checkpoint_asked = False
@@ -120,31 +124,32 @@ class Controller:
         self._numbers = 0
         self._generations = 0
         self._failed_starts = 0
+        self._fruitless = 0
         self._short_since: float | None = None
         self._lost_at: float | None = None
-        self._restore: Checkpoint | None = None
+        self._void_steps = 0
+        self._restoring: Checkpoint | None = None
+        self._failure: Outcome | None = None
         self._fresh = True
         self._halting = False
         self._told = 0
 
-    def run(self, restore: "Checkpoint | None") -> Outcome:
+    def run(self) -> Outcome:
         """Trains to the end or to a stop."""
-        self._restore = restore
         self._told = self._record.decided
         try:
             while True:
                 self._take_events()
                 self._watch()
-                outcome = self._finished_generation() or self._stopping()
+                outcome = self._failure or self._finished_generation() or self._stopping()
+                if outcome is None:
+                    plan = self._plan()
+                    self._start_workers(plan.start)
+                    outcome = self._apply(plan)
                 if outcome is not None:
+                    if outcome.ending is Ending.FAILED:
+                        self._let_finish()
                     return outcome
-                plan = self._plan()
-                self._start_workers(plan.start)
-                outcome = self._apply(plan)
-                if outcome is not None:
-                    return outcome
-        except _Failed as failure:
-            return failure.outcome
         finally:
             self._tear_down()
 
@@ -176,9 +181,15 @@ class Controller:
         if kind == "hello":
             if member.state is WorkerState.PLACING:
                 member.state = WorkerState.WARMING
+            member.output = f"{message['host']}:{message['output']}"
+            self._record.event(
+                "worker placed", worker=member.id, host=message["host"], pid=message["pid"], output=message["output"]
+            )
             return
-        current = self._running.generation if self._running is not None else None
-        if current is None or message["generation"] != current.number or member.id not in current.members:
+        if self._running is None:
+            return
+        current = self._running.generation
+        if message["generation"] != current.number or member.id not in current.members:
             return
         if kind == "rows":
             for step, epoch, generation, values in message["rows"]:
@@ -187,10 +198,14 @@ class Controller:
             self._record.event("training", generation=current.number, step=message["step"], timings=message["timings"])
         elif kind == "stepping":
             self._recovered(message["step"])
+        elif kind == "left":
+            self._running.left.add(member.id)
+        elif kind == "written":
+            self._running.written.add(member.id)
         else:
             self._record.handle(message)
             self._announce_decisions()
-            if kind == "part" and self._running is not None:
+            if kind == "part":
                 self._running.checkpoint_asked = False
 
     def _returned(self, event: _Returned) -> None:
@@ -201,7 +216,7 @@ class Controller:
             self._lose(member, f"{event.call} failed: {type(event.error).__name__}: {_first_line(event.error)}")
         elif event.call == "warm":
             self._warmed(member, event.result)
-        elif self._running is not None and event.generation == self._running.generation.number:
+        elif event.call == "run" and self._running is not None and event.generation == self._running.generation.number:
             self._running.outcomes[member.id] = event.result
             member.step = event.result.step
             if event.result.ending is not Ending.STOPPED and event.result.ending is not Ending.FINISHED:
@@ -210,7 +225,9 @@ class Controller:
 
     def _warmed(self, member: _Member, result: Any) -> None:
         if isinstance(result, Outcome):
-            raise _Failed(result)
+            # For a reason that another worker would share.
+            self._failure = result
+            return
         member.place = result
         member.node = result["node"]
         member.state = WorkerState.READY
@@ -295,17 +312,14 @@ class Controller:
         return Outcome(Ending.STOPPED, self._record.recorded, reason=reason)
 
     def _finished_generation(self) -> Outcome | None:
-        """Once every member's call has ended: what that means."""
+        """Once every member's call has ended, and what it said before has arrived: what that means."""
         running = self._running
-        if running is None or running.waiting_for:
+        if running is None or running.waiting_for or (running.outcomes.keys() & self._members.keys()) - running.left:
             return None
         outcomes = [outcome for outcome in running.outcomes.values() if outcome is not None]
         failed = [outcome for outcome in outcomes if outcome.ending is Ending.FAILED]
         if failed:
             return failed[0]
-        endings = {outcome.ending for outcome in outcomes}
-        if endings <= {Ending.FINISHED, Ending.STOPPED}:
-            self._await_checkpoints()
         self._end_generation(running)
         first = running.outcomes.get(running.generation.members[0])
         if first is not None and first.ending is Ending.FINISHED:
@@ -314,10 +328,21 @@ class Controller:
         if stopped and (self._halting or self._stop.requested or self._record.verdict is Verdict.STOP):
             return stopped[0]
         damaged = [outcome for outcome in outcomes if outcome.ending is Ending.DAMAGED]
-        if damaged and self._restore is not None:
-            self._record.set_aside(self._restore.step, damaged[0].reason)
-            self._restore = self._record.restore_point()
-        return None
+        if damaged and self._restoring is not None:
+            self._record.set_aside(self._restoring.step, damaged[0].reason)
+            self._record.restore_point()
+        return self._fruitless_end(running, outcomes)
+
+    def _fruitless_end(self, running: _Running, outcomes: list[Outcome]) -> Outcome | None:
+        """A generation that nobody was lost from and that yet did no step is formed again, but not for ever."""
+        if len(outcomes) == len(running.generation.members):
+            self._fruitless += 1
+        if self._fruitless < _FRUITLESS:
+            return None
+        error = TrainingError(
+            f"{_FRUITLESS} generations in a row ended before a step was done; the last: {outcomes[0].reason}"
+        )
+        return Outcome(Ending.FAILED, self._record.recorded, error)
 
     # Actions
 
@@ -331,24 +356,29 @@ class Controller:
         places = [self._members[worker].place or {} for worker in members]
         seats = membership.seats([str(place["node"]) for place in places])
         holders = [worker for worker in members if self._members[worker].step >= 0]
+        self._restoring = None if holders else self._record.newest
+        if not holders:
+            self._rewind(0 if self._restoring is None else self._restoring.step)
         for rank, worker in enumerate(members):
             member, place, seat = self._members[worker], places[rank], seats[rank]
             joined = Membership(
                 number, rank, len(members), seat.local_rank, seat.local_size, seat.cross_rank, seat.cross_size,
                 place["address"], place["interface"], server.address,
             )  # fmt: skip
-            restore = self._restore if rank == 0 and not holders else None
             task = Task(
                 recorded=self._record.recorded,
                 decided=self._record.decided,
-                checkpoint=halt or self._record.unfinished,
                 halt=halt,
-                restore=restore,
+                restore=self._restoring if rank == 0 else None,
             )
             member.state, member.rank = WorkerState.JOINED, rank
             self._call(member, "run", number, member.actor.run.remote(joined, task))
-        if not holders and self._restore is None:
-            self._record.recorded = 0
+
+    def _rewind(self, step: int) -> None:
+        """Nobody holds the run's state any more: it goes on from ``step``, and what was done since is done again."""
+        if self._lost_at is not None:
+            self._void_steps += self._record.recorded - step
+        self._record.recorded = step
 
     def _abort_generation(self) -> None:
         running = self._running
@@ -381,11 +411,19 @@ class Controller:
         number = self._running.generation.number
         self._hub.send(worker, {"type": kind, "driver_epoch": self._lease.driver_epoch, "generation": number, **more})
 
-    def _await_checkpoints(self) -> None:
-        """Parts that are durable are acknowledged on another connection than the one that says a generation ended."""
-        deadline = time.monotonic() + _LAST_MESSAGES_S
-        while self._record.incomplete and time.monotonic() < deadline:
+    def _let_finish(self) -> None:
+        """A run that fails still gets the checkpoint on its way: it is committed once all ranks' parts are durable."""
+        running = self._running
+        if running is None:
+            return
+        self._abort_generation()
+        writing = [self._members[worker] for worker in running.generation.members if worker in self._members]
+        number = running.generation.number
+        for member in writing:
+            self._call(member, "finish", number, member.actor.finish.remote(number))
+        while any(member.id in self._members and member.id not in running.written for member in writing):
             self._take_events()
+            self._watch()
 
     def _end_generation(self, running: _Running) -> None:
         running.server.close()
@@ -397,10 +435,6 @@ class Controller:
 
     def _start_workers(self, count: int) -> None:
         if count:
-            if self._failed_starts >= _FAILED_STARTS:
-                raise TrainingError(
-                    f"{_FAILED_STARTS} workers died one after another before they were ready; see Ray's logs"
-                )
             self._source.request(count)
         for slot in self._source.granted():
             self._start(slot)
@@ -434,27 +468,39 @@ class Controller:
         """A worker is gone, or as good as gone: it is killed, its slot given back, its generation over."""
         del self._members[member.id]
         ready = member.state not in (WorkerState.PLACING, WorkerState.WARMING)
-        if not ready:
-            self._failed_starts += 1
-        self._record.event("worker lost", worker=member.id, node=member.node, rank=member.rank, reason=why)
-        self._retire(member)
         running = self._running
-        if running is None or member.id not in running.waiting_for:
+        taking_part = running is not None and member.id in running.waiting_for
+        self._record.event(
+            "worker lost", worker=member.id, node=member.node, rank=member.rank, reason=why, output=member.output,
+            generation=running.generation.number if running is not None and taking_part else None,
+        )  # fmt: skip
+        self._retire(member)
+        if not ready:
+            self._failed_start(member, why)
+        if running is None or not taking_part:
             return
         running.outcomes[member.id] = None
-        self._record.totals.losses += 1
-        self._lost_at = self._lost_at or time.monotonic()
+        if self._lost_at is None:
+            self._lost_at, self._void_steps = time.monotonic(), self._void_steps + 1
         self._record.say(f"lost {member.id} ({why}); {len(running.generation.members) - 1} of its generation go on")
         self._abort_generation()
 
+    def _failed_start(self, member: _Member, why: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= _FAILED_STARTS:
+            error = TrainingError(
+                f"{_FAILED_STARTS} workers died one after another before they were ready; the last one: {why} "
+                f"(what it printed: {member.output})"
+            )
+            self._failure = Outcome(Ending.FAILED, self._record.recorded, error)
+
     def _recovered(self, step: int) -> None:
         """The first step of a generation is done."""
+        self._fruitless = 0
         if self._lost_at is not None:
-            downtime = time.monotonic() - self._lost_at
-            self._lost_at = None
-            self._record.totals.downtime_s += downtime
-            self._record.totals.steps_repeated += 1
-            self._record.event("training again", step=step, downtime_s=downtime)
+            downtime_s = time.monotonic() - self._lost_at
+            self._record.event("training again", step=step, downtime_s=downtime_s, steps_repeated=self._void_steps)
+            self._lost_at, self._void_steps = None, 0
 
     def _release_drained(self, draining: frozenset[str]) -> None:
         for member in list(self._members.values()):
@@ -467,8 +513,6 @@ class Controller:
     def _retire(self, member: _Member) -> None:
         self._ray.kill(member.actor, no_restart=True)
         self._source.release(member.slot)
-        if member.state is not WorkerState.PLACING:
-            self._record.totals.worker_seconds += time.monotonic() - member.started
 
     def _tear_down(self) -> None:
         if self._running is not None:
@@ -478,14 +522,6 @@ class Controller:
             self._retire(member)
         self._source.close()
         self._hub.close()
-
-
-class _Failed(TrainingError):
-    """A worker could not be built, for a reason that another one would share."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(str(outcome.error))
-        self.outcome = outcome
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """`workers: 0`: trainer and controller in this thread, without Ray and Horovod."""
 
 import queue
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,9 +11,6 @@ from mltrain.train.record import RunRecord
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
 from mltrain.train.trainer import Trainer
-
-if TYPE_CHECKING:
-    from mltrain.train.checkpoints import Checkpoint
 
 
 class _Direct:
@@ -50,7 +46,7 @@ class _Direct:
                 raise CollectiveAborted(f"the evaluation after step {step} was not answered") from error
 
 
-def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: StopRequest) -> Outcome:
+def train(spec: Spec, record: RunRecord, stop: StopRequest) -> Outcome:
     """Trains to the end or to a stop."""
     # As many threads as one worker has: sums are then split alike, and the numbers are the same to the last bit.
     threads = torch.get_num_threads()
@@ -61,13 +57,14 @@ def train(spec: Spec, record: RunRecord, restore: "Checkpoint | None", stop: Sto
         generation = 0
         while True:
             generation += 1
+            restore = record.newest
             record.begin_generation(generation, ["local"], "training in this process")
             outcome = trainer.run(
-                Membership(generation), Task(recorded=record.recorded, checkpoint=record.unfinished, restore=restore)
+                Membership(generation), Task(recorded=record.recorded, decided=record.decided, restore=restore)
             )
             if outcome.ending is Ending.DAMAGED and restore is not None:
                 record.set_aside(restore.step, outcome.reason)
-                restore = record.restore_point()
+                record.restore_point()
                 continue
             # Also of a run that failed: a checkpoint on its way to storage still gets there.
             trainer.close()

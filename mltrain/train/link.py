@@ -190,11 +190,6 @@ class Link:
         except OSError as error:
             self._lost(f"the connection to the controller broke: {error}")
 
-    def close(self) -> None:
-        """Ends the connection on purpose."""
-        self._closed.set()
-        self._socket.close()
-
     def _read(self) -> None:
         with self._socket.makefile("rb") as lines:
             try:

@@ -17,6 +17,7 @@ from mltrain.train.control import Message, Report, ReportFunction, Row, Verdict
 from mltrain.train.interval import checkpoint_interval_s
 from mltrain.train.lease import Lease
 from mltrain.train.stopping import better
+from mltrain.train.totals import Totals
 from mltrain.train.usercode import Hook
 
 if TYPE_CHECKING:
@@ -37,22 +38,9 @@ class Identity:
 
 
 @dataclass
-class Totals:
-    """What happened so far in this attempt, as numbers."""
-
-    losses: int = 0
-    generations: int = 0
-    downtime_s: float = 0.0
-    steps_repeated: int = 0
-    workers: int = 0
-    worker_seconds: float = 0.0
-
-
-@dataclass
 class _Pending:
     """A checkpoint whose parts are arriving."""
 
-    generation: int
     parts: dict[int, Part] = field(default_factory=dict)
     head: Message | None = None
 
@@ -68,6 +56,7 @@ class RunRecord:
         report: called at every evaluation, once its checkpoint is durable.
         progress: told how it goes.
         hooks: see every event.
+        totals: of earlier attempts; goes on with what happens now.
     """
 
     def __init__(
@@ -80,7 +69,8 @@ class RunRecord:
         lease: Lease,
         report: ReportFunction | None,
         progress: Callable[[str], None] | None,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook],
+        totals: Totals,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -94,11 +84,10 @@ class RunRecord:
         self._pending: dict[int, _Pending] = {}
         self._undecided: list[Message] = []
         self._manifests: dict[int, Checkpoint] = {}
-        self._began = self._last_checkpoint = time.monotonic()
+        self._last_checkpoint = time.monotonic()
         self._cost_s = 0.0
-        self._orphaned = False
         self._generation = 0
-        self.totals = Totals()
+        self.totals = totals
         self.recorded = 0
         self.decided = 0
         self.verdict = Verdict.CONTINUE
@@ -108,6 +97,7 @@ class RunRecord:
     def event(self, kind: str, /, **fields: Any) -> None:
         """Records that something happened."""
         self._log.event(kind, **fields)
+        self.totals.add({"time": time.time(), "event": kind, **fields})
         for hook in self._hooks:
             hook.on_event(kind, fields)
 
@@ -124,9 +114,9 @@ class RunRecord:
         self.best = None
         for checkpoint in self._manifests.values():
             self._consider(checkpoint)
-        if not self._manifests:
+        newest = self.newest
+        if newest is None:
             return None
-        newest = self._manifests[max(self._manifests)]
         self.recorded = newest.step
         self.decided = int(newest.state["evaluated_step"])
         evaluated = [c for c in self._manifests.values() if c.metrics]
@@ -146,21 +136,13 @@ class RunRecord:
         """A new membership: what was not complete in the old one never will be."""
         self._generation = number
         self._pending.clear()
-        self._orphaned = bool(self._undecided)
         self._last_checkpoint = time.monotonic()
-        self.totals.generations += 1
-        self.totals.workers = max(self.totals.workers, len(members))
         self.event("generation formed", generation=number, members=members, reason=reason)
 
     @property
-    def incomplete(self) -> bool:
-        """Whether a checkpoint lacks parts."""
-        return bool(self._pending)
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether an evaluation of an earlier generation was left without a durable checkpoint."""
-        return self._orphaned and bool(self._undecided)
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint."""
+        return self._manifests[max(self._manifests)] if self._manifests else None
 
     def row(self, row: Row) -> None:
         """Metrics of a step."""
@@ -182,19 +164,20 @@ class RunRecord:
         every = self._config.train.checkpoint.every
         since = time.monotonic() - self._last_checkpoint
         if isinstance(every, str):
-            observed = time.monotonic() - self._began
-            return since > checkpoint_interval_s(self._cost_s, self.totals.losses, observed)
+            return since > checkpoint_interval_s(self._cost_s, self.totals.losses, self.totals.wall_s)
         return every.seconds is not None and since > every.seconds
 
     def best_checkpoint(self) -> Checkpoint | None:
         """The one with the best objective, else the newest."""
         if self.best is not None and self.best[1] in self._manifests:
             return self._manifests[self.best[1]]
-        return self._manifests[max(self._manifests)] if self._manifests else None
+        return self.newest
 
     def _evaluated(self, message: Message) -> None:
         step, metrics = int(message["step"]), dict(message["metrics"])
-        self._undecided = [other for other in self._undecided if other["step"] != step]
+        if any(other["step"] == step for other in self._undecided):
+            # Told again by a generation that could not know, or taken again after everyone was lost: it is the same.
+            return
         self._undecided.append(message)
         self.metrics = metrics
         own = {name: value for name, value in metrics.items() if not name.startswith("train/")}
@@ -206,7 +189,7 @@ class RunRecord:
 
     def _part(self, message: Message) -> None:
         step, part = int(message["step"]), Part.from_json(message["part"])
-        pending = self._pending.setdefault(step, _Pending(self._generation))
+        pending = self._pending.setdefault(step, _Pending())
         pending.parts[part.rank] = part
         if message["rank"] == 0:
             pending.head = message
@@ -269,8 +252,9 @@ class RunRecord:
             report = Report(
                 int(message["step"]), float(message["epoch"]), dict(message["metrics"]), self._run.join(checkpoint.path)
             )
-            if self._report is not None and self._report(report) is Verdict.STOP:
-                self.verdict = Verdict.STOP
+            # A run that is told to stop may pass another evaluation on its way.
+            if self._report is not None and self.verdict is Verdict.CONTINUE:
+                self.verdict = self._report(report)
             self.decided = max(self.decided, report.step)
 
 

@@ -24,6 +24,7 @@ class Replica:
         optimizer: its optimizer; base learning rates are in ``initial_lr`` of its groups.
         step: updates applied; the next step's number.
         evaluated_step: the latest step after which there was an evaluation.
+        metrics: of that evaluation.
         patience: of early stopping.
         seen: losses and weights (rows, without weights) summed since the last evaluation.
         populated: holds the run's state, by restoring, by receiving it, or by having trained.
@@ -33,9 +34,15 @@ class Replica:
     optimizer: torch.optim.Optimizer
     step: int = 0
     evaluated_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
     patience: Patience = field(default_factory=Patience)
     seen: tuple[float, float] = (0.0, 0.0)
     populated: bool = False
+
+    @property
+    def progress(self) -> int:
+        """Updates applied; -1 as long as it does not hold the run's state."""
+        return self.step if self.populated else -1
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, not copied: ``model.<name>`` and ``optimizer.<index>.<key>``."""
@@ -60,6 +67,7 @@ class Replica:
         return {
             "step": self.step,
             "evaluated_step": self.evaluated_step,
+            "metrics": self.metrics,
             "seen": list(self.seen),
             "patience": {"best": self.patience.best, "evaluations": self.patience.evaluations},
             "optimizer": {"groups": groups, "scalars": scalars},
@@ -81,6 +89,7 @@ class Replica:
             ) from error
         self.step = int(state["step"])
         self.evaluated_step = int(state["evaluated_step"])
+        self.metrics = dict(state["metrics"])
         self.patience = Patience(state["patience"]["best"], int(state["patience"]["evaluations"]))
         self.seen = (float(state["seen"][0]), float(state["seen"][1]))
         self.populated = True

@@ -3,11 +3,10 @@
 import logging
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mltrain import config as configs
 from mltrain import results
@@ -22,6 +21,7 @@ from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_fo
 from mltrain.train.result import Result
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, evaluation_split
+from mltrain.train.totals import Totals
 from mltrain.train.usercode import Factory, Hook, Shipped, load_hook, ship, ship_function
 
 if TYPE_CHECKING:
@@ -118,8 +118,6 @@ class _Attempt:
         self._part_of = part_of
         self._hooks = hooks
         self._identity = Identity(run_id, configs.digest(config), dataset.digest, _build_of(dataset))
-        self._started = datetime.now(UTC)
-        self._began = time.monotonic()
 
     def run(
         self,
@@ -130,13 +128,22 @@ class _Attempt:
     ) -> Result:
         identity.create(self._store, self._config)
         self._shipped.keep(self._store)
-        self._spent_s, self._first = _earlier_attempts(self._root, self._run_id)
+        totals = Totals.of(read_events(self._root, self._run_id))
         with (
             RunLog(self._root, self._run_id) as log,
             Loggers(self._config.loggers, self._root, self._run_id) as loggers,
         ):
             record = RunRecord(
-                self._config, self._identity, self._store, log, loggers, self._lease, report, progress, self._hooks
+                self._config,
+                self._identity,
+                self._store,
+                log,
+                loggers,
+                self._lease,
+                report,
+                progress,
+                self._hooks,
+                totals,
             )
             try:
                 outcome = self._train(record, source, stop)
@@ -161,11 +168,11 @@ class _Attempt:
         if self._config.train.workers.max == 0:
             from mltrain.train import inprocess
 
-            return inprocess.train(self._spec("cpu" if not _cuda() else "cuda"), record, restore, stop)
+            return inprocess.train(self._spec("cuda" if _cuda() else "cpu"), record, stop)
         from mltrain.train import cluster
 
         device = "cuda" if self._config.train.workers.gpus > 0 else "cpu"
-        return cluster.train(self._spec(device), record, restore, stop, source, self._run_id, self._lease)
+        return cluster.train(self._spec(device), record, stop, source, self._run_id, self._lease)
 
     def _spec(self, device: str) -> Spec:
         return Spec(self._config, self._store, self._root.uri, self._dataset.uri, self._shipped, device)
@@ -173,7 +180,7 @@ class _Attempt:
     def _failure(self, outcome: Outcome) -> MltrainError:
         """The worker's error, with the place of its traceback where user code may be to blame."""
         error = outcome.error if isinstance(outcome.error, MltrainError) else TrainingError(outcome.reason)
-        if type(error) is not TrainingError:
+        if type(error) is not TrainingError or not outcome.traceback:
             return error
         path = f"logs/error-{self._lease.driver_epoch:03d}.txt"
         self._store.put(path, outcome.traceback.encode())
@@ -230,9 +237,9 @@ class _Attempt:
                 "uri": self._dataset.uri,
             },
             factory={"kind": self._shipped.kind, "name": self._shipped.name, "digest": self._shipped.digest},
-            started=(self._first or self._started).isoformat(),
+            started=datetime.fromtimestamp(totals.first or ended.timestamp(), UTC).isoformat(),
             ended=ended.isoformat(),
-            wall_s=self._spent_s + time.monotonic() - self._began,
+            wall_s=totals.wall_s,
             losses_survived=totals.losses,
             downtime_s=totals.downtime_s,
             steps_repeated=totals.steps_repeated,
@@ -294,17 +301,6 @@ def resume_command(run_id: str) -> str:
         words = words[:at] + words[at + 2 :]
     program = "mltrain" if sys.argv[0].endswith("mltrain") else sys.argv[0]
     return shlex.join([program, *words, "--run-id", run_id])
-
-
-def _earlier_attempts(root: Store, run_id: str) -> tuple[float, datetime | None]:
-    """Seconds that earlier attempts took, as their events show, and when the first began."""
-    spans: dict[Any, list[float]] = {}
-    for event in read_events(root, run_id):
-        spans.setdefault(event["attempt"], []).append(float(event["time"]))
-    if not spans:
-        return 0.0, None
-    first = min(min(times) for times in spans.values())
-    return sum(max(times) - min(times) for times in spans.values()), datetime.fromtimestamp(first, UTC)
 
 
 def _build_of(dataset: "Dataset") -> str | None:

@@ -38,14 +38,12 @@ class Task:
     Attributes:
         recorded: rows of metrics up to this step have reached the controller.
         decided: evaluations up to this step were reported and answered.
-        checkpoint: make a checkpoint before the first step.
-        halt: stop after that instead of training.
+        halt: make a checkpoint and stop, instead of training.
         restore: the checkpoint that this worker restores first, if it is the one to do so.
     """
 
     recorded: int = 0
     decided: int = 0
-    checkpoint: bool = False
     halt: bool = False
     restore: Checkpoint | None = None
 

@@ -86,6 +86,7 @@ class Trainer:
         self._writer = PartWriter(spec.run, control.send)
         self._history: deque[Row] = deque(maxlen=_HISTORY)
         self._generation = 0
+        self._evaluation_s = 0.0
 
     def run(self, membership: Membership, task: Task) -> Outcome:
         """Takes part in one generation, from joining to leaving."""
@@ -104,16 +105,16 @@ class Trainer:
             return dataclasses.replace(outcome, timings=timings)
         except CollectiveAborted as error:
             self._abandon()
-            return Outcome(Ending.ABORTED, self.replica.step, reason=str(error), timings=timings)
+            return Outcome(Ending.ABORTED, self.replica.progress, reason=str(error), timings=timings)
         except _RestoreFailed as failure:
-            return Outcome(Ending.DAMAGED, 0, failure.error, reason=str(failure.error))
+            return Outcome(Ending.DAMAGED, self.replica.progress, failure.error, reason=str(failure.error))
         except MltrainError as error:
             self._abandon()
-            return Outcome(Ending.FAILED, self.replica.step, error, traceback.format_exc())
+            return Outcome(Ending.FAILED, self.replica.progress, error, traceback.format_exc())
         except Exception as error:  # user code may raise anything; the controller reports it
             self._abandon()
             wrapped = TrainingError(f"{type(error).__name__}: {error}")
-            return Outcome(Ending.FAILED, self.replica.step, wrapped, traceback.format_exc())
+            return Outcome(Ending.FAILED, self.replica.progress, wrapped, traceback.format_exc())
 
     def close(self) -> None:
         """Ends the background work."""
@@ -136,10 +137,18 @@ class Trainer:
                 if row.step > task.recorded:
                     self._control.metrics(row)
             self._control.send({"type": "formed", "step": self.replica.step, "timings": dict(timings)})
+            if self.replica.evaluated_step > task.decided:
+                # The rank that should have told it may have been lost.
+                self._tell_evaluation()
 
     def _train(self, task: Task) -> Outcome:
         replica = self.replica
-        if self._evaluation_due() or task.checkpoint:
+        undecided = replica.evaluated_step > task.decided
+        if undecided:
+            # An evaluation that was lost with its checkpoint: it is decided before there is another one.
+            replica.synchronise_buffers(self._collectives)
+            self._checkpoint()
+        if self._evaluation_due() or (task.halt and not undecided):
             self._settle()
         if task.halt:
             self._writer.wait(self._control.check)
@@ -212,14 +221,13 @@ class Trainer:
         """Between two steps: evaluates if it is time, and makes a checkpoint. All ranks do so after the same step."""
         replica = self.replica
         replica.synchronise_buffers(self._collectives)
-        metrics: dict[str, float] | None = None
         if self._evaluation_due():
             if self._collectives.rank == 0:
                 self._control.wait_decided(replica.evaluated_step)
-            metrics = self._evaluate()
-        self._checkpoint(metrics)
+            self._evaluate()
+        self._checkpoint()
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> None:
         replica, config, began = self.replica, self._spec.config, time.perf_counter()
         loss, weight = replica.seen
         metrics = {"train/loss": loss / weight if weight > 0 else float("nan")}
@@ -234,13 +242,17 @@ class Trainer:
         replica.patience = replica.patience.after(metrics[goal.metric], goal.mode, delta)
         replica.evaluated_step = replica.step
         replica.seen = (0.0, 0.0)
+        replica.metrics = metrics
+        self._evaluation_s = time.perf_counter() - began
         if self._collectives.rank == 0:
-            epoch = replica.step / self.steps_per_epoch
-            seconds = time.perf_counter() - began
-            self._control.send(
-                {"type": "evaluation", "step": replica.step, "epoch": epoch, "metrics": metrics, "seconds": seconds}
-            )
-        return metrics
+            self._tell_evaluation()
+
+    def _tell_evaluation(self) -> None:
+        step, metrics = self.replica.evaluated_step, self.replica.metrics
+        epoch = step / self.steps_per_epoch
+        self._control.send(
+            {"type": "evaluation", "step": step, "epoch": epoch, "metrics": metrics, "seconds": self._evaluation_s}
+        )
 
     def _evaluation_batches(self, loader: Loader) -> "Iterator[Batch]":
         loader.seek(0, 0)
@@ -248,7 +260,7 @@ class Trainer:
             self._control.check()
             yield from micro_batches(batch, self._recipe.max_local_rows)
 
-    def _checkpoint(self, metrics: dict[str, float] | None) -> None:
+    def _checkpoint(self) -> None:
         began = time.perf_counter()
         replica, rank = self.replica, self._collectives.rank
         self._writer.wait(self._control.check)
@@ -262,7 +274,8 @@ class Trainer:
         if rank == 0:
             epoch, within = divmod(replica.step, self.steps_per_epoch)
             loader = {"seed": self._spec.config.train.seed, "epoch": epoch, "step": within}
-            message |= {"state": replica.state(), "loader": loader, "metrics": metrics or {}}
+            metrics = replica.metrics if replica.step == replica.evaluated_step else {}
+            message |= {"state": replica.state(), "loader": loader, "metrics": metrics}
             message |= {"stall_s": time.perf_counter() - waited, "waited_s": waited - began}
         self._writer.submit(replica.step, self._generation, rank, copies, message)
 

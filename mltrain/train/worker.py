@@ -1,11 +1,13 @@
 """One worker: a Ray actor around a trainer. Commands come over its own connection while a generation runs."""
 
+import dataclasses
 import os
 import socket
 import threading
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import CollectiveAborted, MltrainError, TrainingError
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 # A trainer that is told to abort gets this long before the process ends, when its controller is lost.
 _LAST_WORDS_S = 1.0
+# Where this process prints to, and how much of it goes with a failure.
+_STDOUT, _STDERR = "/proc/self/fd/1", "/proc/self/fd/2"
+_OUTPUT_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,13 @@ class RemoteControl:
         self._decided = 0
         self._link = Link(
             contact.address,
-            {"worker": worker_id, "secret": contact.secret, "pid": os.getpid(), "host": socket.gethostname()},
+            {
+                "worker": worker_id,
+                "secret": contact.secret,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "output": os.readlink(_STDERR),
+            },
             interval_s=contact.interval_s,
             silence_s=contact.silence_s,
             on_command=self._command,
@@ -86,8 +97,12 @@ class RemoteControl:
             self._rows.append([row.step, row.epoch, row.generation, row.values])
 
     def send(self, message: Message) -> None:
+        self.tell(message, self._generation)
+
+    def tell(self, message: Message, generation: int) -> None:
+        """Sends a message of a generation, which need not be the latest."""
         self._flush()
-        self._link.send({**message, "generation": self._generation})
+        self._link.send({**message, "generation": generation})
 
     def wishes(self) -> Wishes:
         wishes = Wishes(self._stop, self._checkpoint)
@@ -103,10 +118,6 @@ class RemoteControl:
             while self._decided < step:
                 self.check()
                 self._changed.wait()
-
-    def close(self) -> None:
-        """Ends the connection."""
-        self._link.close()
 
     def _command(self, message: Message) -> None:
         if message["driver_epoch"] != self._contact.driver_epoch:
@@ -142,7 +153,7 @@ class RemoteControl:
 
 
 class Worker:
-    """The actor's class. Calls may overlap: `run` takes as long as a generation, `ping` answers meanwhile."""
+    """The actor's class. Calls may overlap: `run` takes as long as a generation."""
 
     def __init__(self, worker_id: str, contact: Contact) -> None:
         self._control = RemoteControl(worker_id, contact)
@@ -166,10 +177,9 @@ class Worker:
             made = collectives.create(spec.config.train.collectives, device=spec.device)
             self._control.use(made)
             self._trainer = Trainer(spec, self._control, made)
-        except MltrainError as error:
-            return Outcome(Ending.FAILED, 0, error, traceback.format_exc())
         except Exception as error:  # user code may raise anything; the controller reports it
-            return Outcome(Ending.FAILED, 0, TrainingError(f"{type(error).__name__}: {error}"), traceback.format_exc())
+            raised = error if isinstance(error, MltrainError) else TrainingError(f"{type(error).__name__}: {error}")
+            return _with_output(Outcome(Ending.FAILED, -1, raised, traceback.format_exc()))
         address = ray.util.get_node_ip_address()
         return {
             "node": ray.get_runtime_context().get_node_id(),
@@ -183,20 +193,29 @@ class Worker:
         """Takes part in a generation."""
         try:
             self._control.begin(membership.generation, task.decided)
+            outcome: Outcome = self._trainer.run(membership, task)
         except CollectiveAborted as error:
-            return Outcome(Ending.ABORTED, self._trainer.replica.step, reason=str(error))
-        outcome: Outcome = self._trainer.run(membership, task)
-        return outcome
+            outcome = Outcome(Ending.ABORTED, self._trainer.replica.progress, reason=str(error))
+        # Nothing of this generation comes after it on this connection.
+        self._control.tell({"type": "left"}, membership.generation)
+        return _with_output(outcome) if outcome.ending is Ending.FAILED else outcome
 
-    def ping(self) -> int:
-        """Answers, whatever else goes on, with the process id."""
-        return os.getpid()
+    def finish(self, generation: int) -> None:
+        """The run is about to fail: ends the background work, and says so when this rank's part is durable."""
+        self._trainer.close()
+        self._control.tell({"type": "written"}, generation)
 
-    def finish(self) -> None:
-        """Ends the background work; the process is about to end."""
-        if self._trainer is not None:
-            self._trainer.close()
-        self._control.close()
+
+def _with_output(outcome: Outcome) -> Outcome:
+    """Adds what this process has printed last to the traceback: the file it went to may go with its node."""
+    printed = ""
+    for name, descriptor in (("stdout", _STDOUT), ("stderr", _STDERR)):
+        path = Path(os.readlink(descriptor))
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _OUTPUT_BYTES))
+                printed += f"\n{name} ({path}):\n{file.read().decode(errors='replace')}"
+    return dataclasses.replace(outcome, traceback=outcome.traceback + printed)
 
 
 def _interface(address: str) -> str | None:

@@ -191,7 +191,7 @@ def test_a_report_can_end_the_run(root: Path) -> None:
     result = train.run(parse(mapping), run_id="verdict", report=report)
     assert [report.step for report in reports] == [10]
     assert open_store(reports[0].checkpoint).exists("manifest.json")
-    assert result.status == "finished" and 10 < result.step <= 20
+    assert result.status == "finished" and 10 < result.step <= 21
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(root: Path) -> None:

@@ -13,9 +13,9 @@ from mltrain import train
 from mltrain.errors import StoppedError, TrainingError
 from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
-from tests.support.datasets import make_dataset
+from tests.support.datasets import Features, make_dataset
 from tests.support.processes import wait_until
-from tests.support.training import ROWS, equal, experiment, faulty, parse, start, weights
+from tests.support.training import MEASURED_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,14 @@ def on_ray(root: Path, ray_cluster: str) -> Iterator[dict[str, Any]]:
     import ray
 
     before = ray.is_initialized()
-    yield {**experiment(root, address=ray_cluster), "model": {"args": {"hidden": [16]}}}
+    yield faulty(experiment(root, address=ray_cluster), root, dropout=0.0)
     assert ray.is_initialized() == before
 
 
-def changed(mapping: dict[str, Any], workers: Any, **more: Any) -> dict[str, Any]:
-    return {**mapping, "train": {**mapping["train"], "workers": workers, **more}}
+def changed(mapping: dict[str, Any], workers: Any, train: Any = None, **args: Any) -> dict[str, Any]:
+    """The experiment on so many workers; ``args`` go to the model, and change nothing but what it does to itself."""
+    model = {**mapping["model"], "args": {**mapping["model"]["args"], **args}}
+    return {**mapping, "train": {**mapping["train"], "workers": workers, **(train or {})}, "model": model}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,6 @@ def events(root: Path, run_id: str, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(open_store(root), run_id) if event["event"] == kind]
 
 
-def test_one_worker_gives_the_numbers_of_this_process(root: Path, on_ray: dict[str, Any], alone: train.Result) -> None:
-    result = train.run(parse(changed(on_ray, 1)), run_id="one")
-    assert equal(weights(root, "one", result.step), weights(root, "alone", alone.step))
-    assert result.metrics == alone.metrics
-
-
 def test_two_workers_see_the_same_samples_and_losses_as_one(
     root: Path, alone: train.Result, pair: train.Result
 ) -> None:
@@ -71,13 +67,26 @@ def test_two_workers_see_the_same_samples_and_losses_as_one(
     assert pair.workers == 2 and pair.losses_survived == 0
 
 
+def test_the_only_worker_is_replaced_by_one_that_goes_on_from_the_last_checkpoint(
+    root: Path, on_ray: dict[str, Any], alone: train.Result, tmp_path: Path
+) -> None:
+    mapping = changed(on_ray, 1, at=[0, 35], what="kill", flag=str(tmp_path / "killed"))
+    result = train.run(parse(mapping), run_id="only")
+    assert equal(weights(root, "only", result.step), weights(root, "alone", alone.step))
+    assert result.metrics == alone.metrics
+    assert history(root, "only", "train/samples") == history(root, "alone", "train/samples")
+    first, second = events(root, "only", "training")
+    assert first["step"] == 0 and 0 < second["step"] <= 30
+    assert (result.losses_survived, result.workers, result.generations) == (1, 1, 2)
+    assert 1 <= result.steps_repeated <= 36 - second["step"] and result.downtime_s > 0
+
+
 def test_a_worker_killed_in_mid_step_does_not_end_the_run(
     root: Path, on_ray: dict[str, Any], alone: train.Result, tmp_path: Path
 ) -> None:
-    mapping = changed(on_ray, {"min": 1, "max": 2})
-    mapping = faulty(mapping, tmp_path, at=[1, 7], what="kill", flag=str(tmp_path / "killed"))
+    mapping = changed(on_ray, {"min": 1, "max": 2}, at=[1, 7], what="kill", flag=str(tmp_path / "killed"))
     result = train.run(parse(mapping), run_id="survivor")
-    assert result.status == "finished" and result.losses_survived == 1
+    assert result.status == "finished" and result.losses_survived == 1 and result.steps_repeated == 1
     assert history(root, "survivor", "train/samples") == history(root, "alone", "train/samples")
     sizes = [len(event["members"]) for event in events(root, "survivor", "generation formed")]
     assert sizes[:2] == [2, 1], "the survivor goes on by itself at once"
@@ -85,48 +94,33 @@ def test_a_worker_killed_in_mid_step_does_not_end_the_run(
 
 
 def test_a_fixed_number_of_workers_is_restored_and_the_weights_are_those_of_an_undisturbed_run(
-    root: Path, on_ray: dict[str, Any], tmp_path: Path
+    root: Path, on_ray: dict[str, Any], pair: train.Result, tmp_path: Path
 ) -> None:
-    flag = tmp_path / "killed"
-    mapping = faulty(changed(on_ray, 2), tmp_path, at=[0, 12], what="kill", flag=str(flag))
-    flag.touch()
-    result = train.run(parse(mapping), run_id="both")
-    flag.unlink()
+    mapping = changed(on_ray, 2, at=[0, 12], what="kill", flag=str(tmp_path / "killed"))
     killed = train.run(parse(mapping), run_id="replaced")
-    assert killed.losses_survived == 1 and killed.step == result.step
-    assert equal(weights(root, "replaced", killed.step), weights(root, "both", result.step))
-    assert history(root, "replaced", "train/samples") == history(root, "both", "train/samples")
+    assert killed.losses_survived == 1 and killed.step == pair.step
+    assert equal(weights(root, "replaced", killed.step), weights(root, "pair", pair.step))
+    assert history(root, "replaced", "train/samples") == history(root, "pair", "train/samples")
 
 
-def test_a_killed_driver_resumes_to_the_same_weights_and_samples(
+def test_a_killed_driver_takes_its_workers_with_it_and_the_run_resumes_to_the_same_weights_and_samples(
     root: Path, on_ray: dict[str, Any], pair: train.Result, tmp_path: Path
 ) -> None:
     mapping = changed(on_ray, 2)
-    store = open_store(root)
     with start(mapping, "driver", tmp_path / "logs") as process:
-        manifest = "runs/driver/checkpoints/step-000000010/manifest.json"
-        wait_until(lambda: store.exists(manifest) or not process.running(), 120, "first checkpoint")
+        wait_until(lambda: events(root, "driver", "checkpoint") or not process.running(), 120, "first checkpoint")
         process.send(signal.SIGKILL)
         process.wait(60)
+    pids = [int(event["pid"]) for event in events(root, "driver", "worker ready")]
+    assert len(pids) == 2
+    wait_until(lambda: not any(_alive(pid) for pid in pids), 30, "end of the workers")
     result = train.run(parse(mapping), run_id="driver")
     assert equal(weights(root, "driver", result.step), weights(root, "pair", pair.step))
     assert history(root, "driver", "train/samples") == history(root, "pair", "train/samples")
+    assert result.generations == 2 and result.worker_seconds > 0
 
 
-def test_workers_exit_when_their_driver_is_killed(root: Path, on_ray: dict[str, Any], tmp_path: Path) -> None:
-    mapping = changed(on_ray, 2, epochs=200)
-    store = open_store(root)
-    with start(mapping, "orphans", tmp_path / "logs") as process:
-        manifest = "runs/orphans/checkpoints/step-000000020/manifest.json"
-        wait_until(lambda: store.exists(manifest) or not process.running(), 120, "a checkpoint")
-        process.send(signal.SIGKILL)
-        process.wait(60)
-    pids = [int(event["pid"]) for event in events(root, "orphans", "worker ready")]
-    assert len(pids) == 2
-    wait_until(lambda: not any(_alive(pid) for pid in pids), 30, "end of the workers")
-
-
-def test_sigint_stops_all_workers_after_one_step_and_the_run_resumes(
+def test_an_interrupted_run_resumes_though_the_worker_that_restores_it_is_killed(
     root: Path, on_ray: dict[str, Any], pair: train.Result, tmp_path: Path
 ) -> None:
     stop = train.StopRequest()
@@ -135,27 +129,84 @@ def test_sigint_stops_all_workers_after_one_step_and_the_run_resumes(
         stop.request("SIGINT")
         return train.Verdict.CONTINUE
 
-    mapping = changed(on_ray, 2)
+    flag = tmp_path / "killed"
+    mapping = changed(on_ray, 2, what="kill in restore", flag=str(flag))
     with pytest.raises(StoppedError):
         train.run(parse(mapping), run_id="interrupted", report=report, stop=stop)
     assert train.load(str(root), "interrupted").status == "stopped"
+    assert not flag.exists()
     result = train.run(parse(mapping), run_id="interrupted")
+    assert flag.exists() and result.losses_survived == 1
     assert equal(weights(root, "interrupted", result.step), weights(root, "pair", pair.step))
+    assert history(root, "interrupted", "train/samples") == history(root, "pair", "train/samples")
 
 
-def test_a_user_mistake_on_a_worker_ends_the_run_with_its_traceback(
+def test_a_run_that_fails_keeps_the_checkpoint_on_its_way_the_traceback_and_what_was_printed(
     root: Path, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
-    mapping = faulty(changed(on_ray, 2), tmp_path, at=[0, 3], what="raise")
-    with pytest.raises(TrainingError, match="ValueError: the user's own mistake"):
+    mapping = changed(on_ray, 2, at=[0, 10], what="raise", flag=str(tmp_path / "raised"), ballast=30_000_000)
+    with pytest.raises(TrainingError, match=r"ValueError: the user's own mistake .*error-001"):
         train.run(parse(mapping), run_id="mistake")
-    assert b"model.py" in open_store(root).sub("runs/mistake").get("logs/error-001.txt")
+    log = open_store(root).sub("runs/mistake").get("logs/error-001.txt").decode()
+    assert "model.py" in log and "the user's own output" in log
+    assert float(weights(root, "mistake", 10)["model.ballast"].sum()) == 0.0
+    result = train.load(str(root), "mistake")
+    assert result.status == "failed" and result.best_step == 10
+
+
+def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_where_they_printed(
+    root: Path, on_ray: dict[str, Any], tmp_path: Path
+) -> None:
+    source = "import os\n\ndef build(schema):\n    os.write(2, b'this is why')\n    os._exit(7)\n"
+    mapping = faulty(changed(on_ray, 1), tmp_path, source)
+    with pytest.raises(TrainingError, match=r"5 workers died .*what it printed: [^:]+:(.*)\)") as caught:
+        train.run(parse(mapping), run_id="stillborn")
+    output = str(caught.value).rsplit(":", 1)[1].rstrip(")")
+    assert "this is why" in Path(output).read_text()
 
 
 def test_too_few_workers_stop_the_run_after_the_wait(root: Path, on_ray: dict[str, Any]) -> None:
     mapping = changed(on_ray, {"min": 1, "max": 1, "cpus": 1000, "wait_s": 1})
     with pytest.raises(StoppedError, match="0 of at least 1 workers"):
         train.run(parse(mapping), run_id="nowhere")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_evaluation_survives_the_loss_of_a_rank_before_its_checkpoint(
+    ray_cluster: str, tmp_path: Path, rank: int
+) -> None:
+    make_dataset(tmp_path, rows=2000, features=Features(ragged=2, weight=True))
+    mapping = experiment(tmp_path, address=ray_cluster, checkpoint={"every": "auto"})
+    mapping = faulty(mapping, tmp_path, MEASURED_MODEL, rank=rank, flag=str(tmp_path / "killed"), at=1)
+    reported: list[int] = []
+
+    def report(report: train.Report) -> train.Verdict:
+        reported.append(report.step)
+        return train.Verdict.CONTINUE
+
+    train.run(parse(mapping), run_id="alone")
+    pair = train.run(parse(changed(mapping, {"min": 1, "max": 2})), run_id="pair", report=report)
+    assert pair.losses_survived == 1 and pair.status == "finished"
+    evaluations = [events(tmp_path, run_id, "evaluation") for run_id in ("alone", "pair")]
+    assert [each["step"] for each in evaluations[1]] == [each["step"] for each in evaluations[0]] == reported
+    for one, other in zip(*evaluations, strict=True):
+        assert one["metrics"].keys() == other["metrics"].keys()
+        assert {"validation/own_auc", "validation/own_mean"} <= one["metrics"].keys()
+        for name, value in one["metrics"].items():
+            assert other["metrics"][name] == pytest.approx(value, rel=1e-3)
+    assert history(tmp_path, "pair", "train/samples") == history(tmp_path, "alone", "train/samples")
+
+
+def test_with_ray_address_local_a_loss_is_survived_and_nothing_but_results_is_printed(
+    root: Path, on_ray: dict[str, Any], tmp_path: Path
+) -> None:
+    mapping = changed(on_ray, 1, {"epochs": None, "max_steps": 20}, at=[0, 12], what="kill", flag=str(tmp_path / "k"))
+    mapping["cluster"] = {"address": "auto"}
+    with start(mapping, "quiet", tmp_path / "logs", RAY_ADDRESS="local") as process:
+        ended = process.wait(240)
+    assert ended.exit_code == 0, ended.stderr
+    assert train.load(str(root), "quiet").losses_survived == 1
+    assert ended.stdout == "" and "raylet" not in ended.stderr
 
 
 def _alive(pid: int) -> bool:

@@ -29,9 +29,18 @@ from mltrain.models import TabularMLP
 
 
 class Model(TabularMLP):
-    def __init__(self, schema, at, what, flag):
-        super().__init__(schema, (16,), 0.1, None, True)
+    def __init__(self, schema, at, what, flag, dropout, ballast):
+        super().__init__(schema, (16,), dropout, None, True)
         self.at, self.what, self.flag = tuple(at), what, flag
+        if ballast:
+            # Makes checkpoints large, so that they take some time to write.
+            self.ballast = torch.nn.Parameter(torch.zeros(ballast), requires_grad=False)
+
+    def load_state_dict(self, *args, **kwargs):
+        # Only who restores a checkpoint does so before it is told its rank.
+        if self.what == "kill in restore" and "HOROVOD_RANK" not in os.environ and self._first():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load_state_dict(*args, **kwargs)
 
     def forward(self, batch):
         outputs = super().forward(batch)
@@ -39,6 +48,7 @@ class Model(TabularMLP):
             if self.what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.what == "raise":
+                print("the user's own output", flush=True)
                 raise ValueError("the user's own mistake")
             if self.what == "nan":
                 return {name: value * float("nan") for name, value in outputs.items()}
@@ -56,9 +66,60 @@ class Model(TabularMLP):
         return True
 
 
-def build(schema, at=(-1, -1), what="", flag=None):
+def build(schema, at=(-1, -1), what="", flag=None, dropout=0.1, ballast=0):
     torch.manual_seed(1)
-    return Model(schema, at, what, flag)
+    return Model(schema, at, what, flag, dropout, ballast)
+"""
+
+# A model with metrics of its own. One rank is killed when the evaluation after step `at` has been computed, before the
+# others can have told the controller.
+MEASURED_MODEL = """
+import os, signal
+
+import torch, torchmetrics
+from mltrain.models import TabularMLP
+
+
+class Mean(torchmetrics.MeanMetric):
+    model = None
+
+    def compute(self):
+        result = super().compute()
+        self.model.measured()
+        return result
+
+
+class Model(TabularMLP):
+    def __init__(self, schema, rank, flag, at):
+        super().__init__(schema, (16,), 0.0, None, True)
+        self.rank, self.flag, self.at, self.evaluations = rank, flag, at, 0
+
+    def get_metrics(self):
+        mean = Mean()
+        mean.model = self
+        return {"own_auc": torchmetrics.AUROC(task="binary"), "own_mean": mean}
+
+    def update_metric(self, batch, outputs, metric):
+        scores = outputs["y"].reshape(-1).sigmoid()
+        if isinstance(metric, Mean):
+            metric.update(scores, batch.weight)
+        else:
+            metric.update(scores, batch.labels["y"].long())
+
+    def measured(self):
+        self.evaluations += 1
+        if self.evaluations != self.at or os.environ.get("HOROVOD_RANK") != str(self.rank):
+            return
+        try:
+            os.close(os.open(self.flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(schema, rank=-1, flag="", at=0):
+    torch.manual_seed(1)
+    return Model(schema, rank, flag, at)
 """
 
 
@@ -84,10 +145,10 @@ def experiment(root: Path, *, workers: Any = 0, address: str = "local", **change
     }
 
 
-def faulty(mapping: dict[str, Any], directory: Path, **args: Any) -> dict[str, Any]:
-    """The experiment with the model that can fail."""
+def faulty(mapping: dict[str, Any], directory: Path, source: str = FAULTY_MODEL, **args: Any) -> dict[str, Any]:
+    """The experiment with the model that can fail, or with that of another source."""
     path = directory / "model.py"
-    path.write_text(FAULTY_MODEL)
+    path.write_text(source)
     return {**mapping, "model": {"factory": f"{path}:build", "args": args}}
 
 
@@ -98,10 +159,10 @@ def parse(mapping: Mapping[str, Any]) -> Experiment:
     return parsed
 
 
-def start(mapping: Mapping[str, Any], run_id: str, logs: Path) -> AbstractContextManager[Process]:
+def start(mapping: Mapping[str, Any], run_id: str, logs: Path, **env: str) -> AbstractContextManager[Process]:
     """The run as a process of its own, which exits as the command line would."""
     command = [sys.executable, "-m", "tests.support.training", json.dumps(mapping), run_id]
-    return started(command, logs, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    return started(command, logs, env={"PYTHONPATH": os.pathsep.join(sys.path), **env})
 
 
 def weights(root: str | Path, run_id: str, step: int) -> dict[str, Any]:
