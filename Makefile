@@ -11,7 +11,8 @@ python3 := command -v python3 >/dev/null || { echo "setup: python3 is missing; D
 python3 python3-venv python3-dev" >&2; exit 1; };
 setup := python3 -m cluster.setup $(if $(filter nccl,$(HOROVOD)),--nccl)
 bin := .venv/bin
-pytest := -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+# tests/conftest.py says what stays together, and in which order it starts.
+pytest := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

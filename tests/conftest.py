@@ -4,6 +4,7 @@ The S3 server comes first: Spark's and Ray's processes inherit its address and c
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,16 +27,52 @@ _SPARK_DEFAULTS = {
 }
 _LOGICAL_CPUS = 8
 _UNIT = Path(__file__).parent / "unit"
+# Minutes each, the longest first: what starts last leaves the other worker idle for as long as it takes.
+_LONG_GROUPS = (
+    "ray_cluster",
+    "spark",
+    "test_demo_local",
+    "test_demo_s3",
+    "test_train_inprocess",
+    "test_setup_jobs",
+    "test_examples",
+    "test_collectives",
+)
+
+
+def _group(item: pytest.Item) -> str | None:
+    fixtures = getattr(item, "fixturenames", ())
+    engine = next((name for name in ("ray_cluster", "spark") if name in fixtures), None)
+    return engine or (None if item.path.is_relative_to(_UNIT) else item.path.stem)
+
+
+def _turn(item: pytest.Item) -> int:
+    group = _group(item)
+    if group is None:
+        return len(_LONG_GROUPS) + 1
+    return _LONG_GROUPS.index(group) if group in _LONG_GROUPS else len(_LONG_GROUPS)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, one worker runs all tests of one engine; elsewhere the tests of a module stay together."""
+    """With pytest-xdist, one worker runs all tests of one engine; elsewhere the tests of a module stay together.
+
+    Groups start in the order of the items, and unit tests fill what is left.
+    """
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        engine = next((name for name in ("ray_cluster", "spark") if name in fixtures), None)
-        if engine or not item.path.is_relative_to(_UNIT):
-            item.add_marker(pytest.mark.xdist_group(engine or item.path.stem))
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_turn)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is killed leaves its temporary files: below pytest's own directories, which go after some sessions."""
+    with pytest.MonkeyPatch.context() as environment:
+        # Ray's sockets need a short path, and its directory is known to every Ray of the machine.
+        environment.setenv("RAY_TMPDIR", tempfile.gettempdir())
+        environment.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +95,8 @@ def spark_conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     settings = {
         **_SPARK_DEFAULTS,
         "spark.sql.warehouse.dir": str(directory / "warehouse"),
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={directory} -Xss4m",
+        "spark.local.dir": str(directory),
+        "spark.driver.extraJavaOptions": f"-Dderby.system.home={directory} -Djava.io.tmpdir={directory} -Xss4m",
     }
     (directory / "spark-defaults.conf").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
     with pytest.MonkeyPatch.context() as environment:
