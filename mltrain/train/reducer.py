@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mltrain.collectives import Collectives, Handle
 from mltrain.errors import TrainingError
@@ -39,28 +39,29 @@ class Tally:
 
 
 # Integers travel as bytes and doubles as two floats, so that sums in fp32 stay exact (or nearly) for up to 65536 ranks.
-_WIDTH = 3 + 4 + 2 + 2 + 8
+_COUNTED = 2 + 4 + 8
+_MEASURED = 1 + 2 + 2
+_WIDTH = _COUNTED + _MEASURED
 
 
-def _encode(tally: Tally) -> list[float]:
-    rows = [float((tally.rows >> shift) & 0xFF) for shift in range(0, 32, 8)]
-    samples = [float((tally.samples >> shift) & 0xFF) for shift in range(0, 64, 8)]
-    return [
-        float(tally.stop), float(tally.checkpoint), float(tally.nonfinite),
-        *rows, *_halves(tally.loss), *_halves(tally.weight), *samples,
-    ]  # fmt: skip
+def _encode(tally: Tally, measured: Tensor) -> Tensor:
+    """A tally as fp32. ``measured`` holds sums of losses and weights, fp64, and is not waited for if on a device."""
+    counted = [float(tally.stop), float(tally.checkpoint)]
+    counted += [float((tally.rows >> shift) & 0xFF) for shift in range(0, 32, 8)]
+    counted += [float((tally.samples >> shift) & 0xFF) for shift in range(0, 64, 8)]
+    finite = measured.isfinite().all()
+    clean = measured.where(finite, 0.0)
+    high = clean.float()
+    low = (clean - high).float()
+    start = torch.tensor(counted, dtype=torch.float32).to(measured.device, non_blocking=True)
+    return torch.cat([start, (~finite).float().reshape(1), high, low])
 
 
 def _decode(values: Sequence[float]) -> Tally:
-    stop, checkpoint, nonfinite = (int(value) for value in values[:3])
-    rows = sum(int(value) << (8 * index) for index, value in enumerate(values[3:7]))
-    samples = sum(int(value) << (8 * index) for index, value in enumerate(values[11:19])) & 0xFFFF_FFFF_FFFF_FFFF
-    return Tally(stop, checkpoint, nonfinite, rows, values[7] + values[8], values[9] + values[10], samples)
-
-
-def _halves(value: float) -> tuple[float, float]:
-    high = torch.tensor(value, dtype=torch.float32).item()
-    return high, value - high if abs(high) != float("inf") and high == high else 0.0
+    rows = sum(int(value) << (8 * index) for index, value in enumerate(values[2:6]))
+    samples = sum(int(value) << (8 * index) for index, value in enumerate(values[6:14])) & 0xFFFF_FFFF_FFFF_FFFF
+    nonfinite, loss, weight, loss_low, weight_low = values[_COUNTED:]
+    return Tally(int(values[0]), int(values[1]), int(nonfinite), rows, loss + loss_low, weight + weight_low, samples)
 
 
 class Reducer:
@@ -88,6 +89,11 @@ class Reducer:
         self._launched: list[Handle] = []
         self._armed = False
 
+    @property
+    def device(self) -> torch.device:
+        """Where the gradients are."""
+        return self._buckets[-1].flat.device
+
     def __enter__(self) -> Self:
         return self
 
@@ -107,10 +113,14 @@ class Reducer:
         for parameter, view in self._views.items():
             parameter.grad = view
 
-    def arm(self, tally: Tally) -> None:
-        """The next backward is the step's last on this rank: reduce as gradients arrive. ``tally`` rides along."""
-        tail = self._buckets[-1]
-        tail.flat[-_WIDTH:] = torch.tensor(_encode(tally), dtype=tail.flat.dtype)
+    def arm(self, tally: Tally, measured: Tensor) -> None:
+        """The next backward is the step's last on this rank: reduce as gradients arrive.
+
+        Args:
+            tally: rides along, but for what is measured.
+            measured: sum of the losses and sum of the weights, fp64, on the device of the gradients.
+        """
+        self._buckets[-1].flat[-_WIDTH:] = _encode(tally, measured)
         self._armed = True
 
     def finish(self) -> Tally:

@@ -79,19 +79,19 @@ def train_step(
         reducer.begin()
         tally = Tally(stop=wishes.stop, checkpoint=wishes.checkpoint, rows=batch.rows, samples=_samples(batch))
         pieces = list(micro_batches(batch, recipe.max_local_rows))
-        loss_sum = weight_sum = 0.0
+        # Losses and weights are summed where they are, and read once with everybody's: a device is not waited for.
+        measured = torch.zeros(2, dtype=torch.float64, device=reducer.device)
         if not pieces:
-            reducer.arm(tally)
+            reducer.arm(tally, measured)
         for number, piece in enumerate(pieces):
             with recipe.autocast():
                 rows_loss = total_loss(model, recipe.tasks, model(piece), piece)
             weighted = rows_loss if piece.weight is None else rows_loss * piece.weight
             total = weighted.sum()
-            loss_sum += float(total.detach())
-            weight_sum += float(piece.rows) if piece.weight is None else float(piece.weight.double().sum())
+            measured[0] += total.detach()
+            measured[1] += piece.rows if piece.weight is None else piece.weight.double().sum()
             if number == len(pieces) - 1:
-                finite = np.isfinite(loss_sum)
-                reducer.arm(_with(tally, loss_sum if finite else 0.0, weight_sum, nonfinite=not finite))
+                reducer.arm(tally, measured)
             # Divided by the rows now, to keep gradients in range, and by the weights once their sum is known.
             (total / batch.global_rows).backward()  # type: ignore[no-untyped-call]
         summed = reducer.finish()
@@ -174,10 +174,6 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _U64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _U64
     return value ^ (value >> 31)
-
-
-def _with(tally: Tally, loss: float, weight: float, *, nonfinite: bool) -> Tally:
-    return Tally(tally.stop, tally.checkpoint, int(nonfinite), tally.rows, loss, weight, tally.samples)
 
 
 def _check_finite(summed: Tally, norm: float, step: int, epoch: int) -> None:

@@ -28,7 +28,7 @@ def undisturbed(root: Path) -> train.Result:
     return train.run(parse(experiment(root)), run_id="undisturbed")
 
 
-def samples(root: Path, run_id: str) -> list[tuple[int, float]]:
+def samples(root: str | Path, run_id: str) -> list[tuple[int, float]]:
     table = read_metrics(open_store(root), run_id)
     return list(zip(table["step"].to_pylist(), table["train/samples"].to_pylist(), strict=True))
 
@@ -115,6 +115,24 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(root: Path
     assert [event["step"] for event in damaged] == [newest.step]
     assert newest.parts[0].path in damaged[0]["reason"]
     assert equal(weights(root, "damaged", result.step), weights(root, "undisturbed", result.step))
+
+
+def test_a_run_in_object_storage_resumes_to_the_same_weights(
+    root: Path, undisturbed: train.Result, bucket: str
+) -> None:
+    make_dataset(bucket, rows=ROWS, shards=6)
+    stop = train.StopRequest()
+
+    def report(report: Report) -> Verdict:
+        assert report.checkpoint.startswith("s3://")
+        stop.request("the test")
+        return Verdict.CONTINUE
+
+    with pytest.raises(StoppedError):
+        train.run(parse(experiment(bucket)), run_id="remote", report=report, stop=stop)
+    result = train.run(parse(experiment(bucket)), run_id="remote")
+    assert equal(weights(bucket, "remote", result.step), weights(root, "undisturbed", undisturbed.step))
+    assert train.load(bucket, "remote").predict("test").equals(undisturbed.predict("test"))
 
 
 def test_a_damaged_manifest_is_set_aside_too(root: Path, undisturbed: train.Result) -> None:

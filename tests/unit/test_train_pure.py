@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,7 +57,6 @@ tallies = st.builds(
     Tally,
     stop=st.integers(0, 1),
     checkpoint=st.integers(0, 1),
-    nonfinite=st.integers(0, 1),
     rows=st.integers(0, 1 << 31),
     loss=st.floats(-1e6, 1e6),
     weight=st.floats(0, 1e9),
@@ -66,13 +66,23 @@ tallies = st.builds(
 
 @given(st.lists(tallies, min_size=1, max_size=64))
 def test_tallies_add_up_exactly_in_single_precision(given_: list[Tally]) -> None:
-    vectors = [np.array(_encode(tally), np.float32) for tally in given_]
+    vectors = [
+        _encode(tally, torch.tensor([tally.loss, tally.weight], dtype=torch.float64)).numpy() for tally in given_
+    ]
     total = _decode([float(value) for value in np.asarray(np.sum(vectors, axis=0, dtype=np.float32))])
     assert total.rows == sum(tally.rows for tally in given_)
     assert total.samples == sum(tally.samples for tally in given_) % (1 << 64)
     assert total.stop == sum(tally.stop for tally in given_)
+    assert total.checkpoint == sum(tally.checkpoint for tally in given_)
+    assert total.nonfinite == 0
     scale = sum(abs(tally.loss) for tally in given_) + 1e-9
     assert abs(total.loss - sum(tally.loss for tally in given_)) <= 1e-6 * scale
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_counted_and_spoils_no_sum(loss: float) -> None:
+    total = _decode(_encode(Tally(rows=7), torch.tensor([loss, 7.0], dtype=torch.float64)).tolist())
+    assert (total.nonfinite, total.loss, total.weight, total.rows) == (1, 0.0, 0.0, 7)
 
 
 @given(st.lists(st.integers(0, 1 << 40), unique=True, min_size=2), st.randoms())
@@ -138,8 +148,6 @@ def test_a_manifest_with_any_changed_byte_is_damaged(data: st.DataObject) -> Non
 
 
 def test_parts_are_verified_when_they_are_read(tmp_path: object) -> None:
-    import torch
-
     run = open_store(str(tmp_path))
     part = checkpoints.write_part(run, 7, 1, 0, {"model.w": torch.arange(5.0)})
     assert part.sha256 == hashlib.sha256(run.get(part.path)).hexdigest()
