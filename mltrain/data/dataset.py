@@ -179,7 +179,7 @@ class Dataset:
         if unknown:
             raise RequestError(f"the dataset has no column {unknown[0]!r}; it has {list(self._column_names())}")
         where = self.manifest.shards(split)
-        order = SequentialEpoch(self.manifest.index.rows[where])
+        order = SequentialEpoch(self.manifest.index.rows[where], max(1, total))
         tables = [
             self.source.shard(where.start + segment.shard).table(names).slice(segment.rows.start, segment.count)
             for segment in order.segments(start, total if stop is None else min(stop, total))

@@ -1,7 +1,7 @@
 """Collecting the rows of a step from mapped shards into buffers that are used again and again."""
 
-import weakref
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class Slot:
             dtype: torch.empty((rows, layout.matrices[dtype].width), dtype=getattr(torch, dtype), pin_memory=pinned)
             for dtype in dtypes
         }
+        self.arrays: dict[str, NDArray[Any]] = {dtype: tensor.numpy() for dtype, tensor in self.matrices.items()}
         self.row_numbers = torch.empty(rows, dtype=torch.int64, pin_memory=pinned) if row_numbers else None
         self.offsets = {c.name: torch.zeros(rows + 1, dtype=torch.int64, pin_memory=pinned) for c in ragged}
         self.values = {c.name: torch.empty(0, dtype=getattr(torch, c.dtype), pin_memory=pinned) for c in ragged}
@@ -83,26 +84,23 @@ class Gatherer:
         self._touched = touched
         self._first_shard = first_shard
         self._first_rows = first_rows
-        # Weak, so that a shard is unmapped when its source drops it.
-        self._views: weakref.WeakKeyDictionary[Shard, dict[str, torch.Tensor]] = weakref.WeakKeyDictionary()
+        # Those of the last step: the next one mostly reads the same. Others are unmapped when the source drops them.
+        self._open: dict[int, _OpenShard] = {}
 
     def fill(self, slot: Slot, segments: Sequence[Segment], *, epoch: int, step: int, global_rows: int) -> Batch:
         """Copies the rows of segments, in order, into a slot; the batch is a view of it."""
-        rows = sum(segment.count for segment in segments)
-        position = 0
+        rows = 0
         ends = {column.name: 0 for column in self.ragged}
+        self._open = {segment.shard: self._open.get(segment.shard) or self._map(segment.shard) for segment in segments}
         for segment in segments:
-            shard = self.source.shard(self._first_shard + segment.shard)
-            views = self._views.get(shard) or self._view(shard, segment.shard)
-            index = segment.rows if isinstance(segment.rows, slice) else torch.from_numpy(segment.rows)
-            stop = position + segment.count
-            for dtype in self.dtypes:
-                _take(views[dtype], index, slot.matrices[dtype][position:stop])
+            start, rows = rows, rows + segment.count
+            shard, matrices = self._open[segment.shard]
+            for dtype, matrix in matrices:
+                _take(matrix, segment.rows, slot.arrays[dtype][start:rows])
             for column in self.ragged:
-                ends[column.name] = _take_ragged(shard, column.name, segment, slot, position, ends[column.name])
+                ends[column.name] = _take_ragged(shard, column.name, segment, slot, start, ends[column.name])
             if slot.row_numbers is not None:
-                self._number(slot.row_numbers[position:stop].numpy(), segment)
-            position = stop
+                self._number(slot.row_numbers[start:rows].numpy(), segment)
         return Batch(
             schema=self.selected,
             layout=self.layout,
@@ -124,12 +122,10 @@ class Gatherer:
         """Starts to download shards of the split."""
         self.source.prefetch(self._first_shard + shard for shard in shards)
 
-    def _view(self, shard: Shard, number: int) -> dict[str, torch.Tensor]:
-        """A shard's matrices as tensors over the mapped file."""
-        views = {dtype: torch.from_numpy(shard.matrix(dtype)) for dtype in self.dtypes}
-        self._views[shard] = views
+    def _map(self, number: int) -> "_OpenShard":
+        shard = self.source.shard(self._first_shard + number)
         self._touched.add(number)
-        return views
+        return shard, [(dtype, shard.matrix(dtype)) for dtype in self.dtypes]
 
     def _number(self, out: NDArray[np.int64], segment: Segment) -> None:
         rows = segment.rows
@@ -137,16 +133,21 @@ class Gatherer:
         np.add(inside, self._first_rows[segment.shard], out=out)
 
 
+_OpenShard: TypeAlias = tuple[Shard, list[tuple[str, NDArray[Any]]]]
+
+
 def read_dtypes(selected: Schema) -> tuple[str, ...]:
     """The matrices that selected columns lie in."""
     return tuple(selected.matrices)
 
 
-def _take(matrix: torch.Tensor, index: torch.Tensor | slice, out: torch.Tensor) -> None:
-    if isinstance(index, slice):
-        out.copy_(matrix[index])
+def _take(matrix: NDArray[Any], rows: NDArray[np.int64] | slice, out: NDArray[Any]) -> None:
+    """Copies rows. NumPy without Python's lock: torch wants threads of its own, which training needs, and is slower."""
+    if isinstance(rows, slice):
+        np.copyto(out, matrix[rows])
     else:
-        torch.index_select(matrix, 0, index, out=out)
+        # Clipping changes no row number, but spares a buffer.
+        matrix.take(rows, 0, out, "clip")
 
 
 def _take_ragged(shard: Shard, name: str, segment: Segment, slot: Slot, position: int, end: int) -> int:

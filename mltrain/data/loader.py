@@ -4,14 +4,13 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mltrain.data.batch import Batch
 from mltrain.data.dataset import Dataset
-from mltrain.data.order import EpochOrder, Segment, SequentialEpoch, ShuffledEpoch, share_bounds, steps
+from mltrain.data.order import EpochOrder, Segment, SequentialEpoch, ShuffledEpoch, steps
 from mltrain.data.pipeline import Pipeline
 from mltrain.errors import RequestError
 
@@ -23,8 +22,8 @@ STATE_VERSION = 1
 # A batch and the one before it stay valid while the next ones are prepared.
 _HELD = 2
 _JOIN_S = 0.2
-# How often to look which shards come next; windows last for many steps.
-_LOOK_AHEAD_STEPS = 8
+# Steps are planned together, about this many rows at a time: planning one costs nearly as much as planning several.
+_PLANNED_ROWS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,9 +237,10 @@ class Loader:
 
     def _make_order(self, epoch: int) -> EpochOrder:
         if not self.shuffle:
-            return SequentialEpoch(self._sizes)
+            return SequentialEpoch(self._sizes, self.global_batch_size)
         return ShuffledEpoch(
             self._sizes,
+            self.global_batch_size,
             lanes=self._entry.lanes,
             window=self._entry.window,
             digest=self.dataset.digest,
@@ -257,7 +257,7 @@ class _Iteration(Iterator[Batch]):
         epoch, first = loader.position
         self._loader = loader
         plan = _Plan(loader, epoch)
-        self._pipeline = Pipeline(iter(range(first, len(loader))), loader._ring(), plan.prepare, plan.close)
+        self._pipeline = Pipeline(iter(range(first, len(loader))), loader._ring(), plan.prepare)
         self._held: list[Slot] = []
         self._closed = False
         self._finalizer = weakref.finalize(self, self._pipeline.close)
@@ -307,36 +307,33 @@ class _Plan:
         self._rank, self._world_size = loader.rank, loader.world_size
         self._gatherer = loader._gatherer()
         self._device = loader._device
-        self._looked: int | None = None
-        self._planner = ThreadPoolExecutor(1, thread_name_prefix="mltrain-order")
-        self._planned: tuple[int, Future[list[Segment]]] | None = None
         self._steps = len(loader)
-
-    def close(self) -> None:
-        """Ends the planning thread."""
-        self._planner.shutdown(wait=False, cancel_futures=True)
-
-    def _share(self, step: int) -> list[Segment]:
-        """What to read in a step; what the next one reads is worked out while this one is gathered."""
-        planned = self._planned
-        order = self._order.share
-        where = self._size, self._rank, self._world_size
-        segments = planned[1].result() if planned is not None and planned[0] == step else order(step, *where)
-        if step + 1 < self._steps:
-            self._planned = (step + 1, self._planner.submit(order, step + 1, *where))
-        return segments
+        share = -(-min(self._size, self._order.total) // self._world_size)
+        self._group = max(1, _PLANNED_ROWS // max(1, share))
+        self._planned = range(0)
+        self._shares: list[list[Segment]] = []
 
     def prepare(self, step: int, slot: "Slot") -> Batch:
         """Gathers the share of a step."""
-        first, end, _, _ = share_bounds(step, self._order.total, self._size, self._rank, self._world_size)
-        if self._gatherer.source.remote and (self._looked is None or step >= self._looked + _LOOK_AHEAD_STEPS):
-            self._gatherer.prefetch(self._order.upcoming(step, self._size, self._rank, self._world_size))
-            self._looked = step
-        segments = self._share(step)
+        if step not in self._planned:
+            self._plan_from(step)
         if self._device is not None:
             self._device.wait_until_free(slot)
-        batch = self._gatherer.fill(slot, segments, epoch=self._epoch, step=step, global_rows=end - first)
+        batch = self._gatherer.fill(
+            slot,
+            self._shares[step - self._planned.start],
+            epoch=self._epoch,
+            step=step,
+            global_rows=min(self._size, self._order.total - step * self._size),
+        )
         return batch if self._device is None else self._device.copy(batch, slot)
+
+    def _plan_from(self, step: int) -> None:
+        """Works out what this step and some after it read, and starts to fetch it where it is remote."""
+        if self._gatherer.source.remote:
+            self._gatherer.prefetch(self._order.upcoming(step, self._rank, self._world_size))
+        self._planned = range(step, min(step + self._group, self._steps))
+        self._shares = self._order.shares(self._planned, self._rank, self._world_size)
 
 
 def _open_device(device: Any) -> "CudaFeed | None":

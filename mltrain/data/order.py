@@ -6,10 +6,18 @@ An epoch lays the N rows of a split in a line and deals the line out to lanes, w
 2. *Lanes*: the line is cut into C equal parts (the first N mod C lanes are one row longer; a cut may fall inside a
    shard). Position p is row ``p div C`` of lane ``p mod C``: a bijection between positions and the line.
 3. *Windows*: inside a lane, every K consecutive shard fragments form a window; a last window of fewer than K/2 joins
-the
-   one before. The rows of a window of m are permuted by a Feistel network on ``a * b >= m`` (:func:`permute`).
-4. *Steps*: step s owns the positions [sG, (s+1)G), taken lane by lane. Of the g positions of a step (G, fewer in the
-   last) rank r of W takes [floor(r g / W), floor((r + 1) g / W)), ordered by canonical row number.
+   the one before.
+4. *Dealing*: a window of m rows is rotated by a random amount and cut into B blocks of S = m div B or S + 1 rows, B
+   being the positions of a lane in a step (at most m / 2), and dealt like cards: *slice* t takes one row of every
+   block, row ``(P(t) + h(j)) mod size`` of block j; slice S takes the last row of the longer blocks. P is a Feistel
+   permutation of the slices (:func:`permute`), h a hash of window and block. The indices of a window run through
+   slice 0, slice 1, ...
+5. *Steps*: step s owns the positions [sG, (s+1)G), taken lane by lane. Of the g positions of a step (G, fewer in the
+   last) rank r of W takes [floor(r g / W), floor((r + 1) g / W)), ordered by their place in the line.
+
+The build has put the rows of a shard in the order of a hash, so a slice is a stratified random sample of its window;
+what changes from epoch to epoch is which rows meet. Dealing costs a few additions a row, and a slice comes out sorted,
+where a permutation of single rows has to be computed and sorted anew in every step.
 
 So a row's step depends on no number of workers, neighbouring ranks read neighbouring lanes, and nothing is stored:
 (digest, seed, epoch, step) is the whole state. Every number below is an integer of fixed width and comes from
@@ -32,12 +40,15 @@ Rows = NDArray[np.int64]
 _U32 = NDArray[np.uint32]
 _U64 = NDArray[np.uint64]
 
-_VERSION = "mltrain-order-1"
+_VERSION = "mltrain-order-2"
 ROUNDS = 4
-_VECTOR_PIECES = 8
+# Blocks of a window and rows of a block fit 16 bits, so that products of them fit 32.
+_MAX_BLOCKS = (1 << 16) - 1
+# Pieces at least this long are dealt one at a time, with one set of scalars each.
+_LONG_PIECE = 512
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
     """Rows of one shard, in the order in which they are delivered.
 
@@ -57,10 +68,10 @@ class EpochOrder(Protocol):
 
     total: int
 
-    def share(self, step: int, batch_size: int, rank: int, world_size: int) -> list[Segment]:
-        """What one rank reads in one step, in delivery order."""
+    def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
+        """What one rank reads in each of some consecutive steps, in delivery order."""
 
-    def upcoming(self, step: int, batch_size: int, rank: int, world_size: int) -> Sequence[int]:
+    def upcoming(self, step: int, rank: int, world_size: int) -> Sequence[int]:
         """Shards that the rank reads from about this step on, in the order of need: what to prefetch."""
 
 
@@ -80,16 +91,25 @@ def share_bounds(step: int, total: int, batch_size: int, rank: int, world_size: 
 
 
 class SequentialEpoch:
-    """The canonical order: position p is canonical row p."""
+    """The canonical order: position p is canonical row p.
 
-    def __init__(self, sizes: Sequence[int] | NDArray[np.int64]) -> None:
+    Args:
+        sizes: rows of each shard of the split, in canonical order.
+        batch_size: G.
+    """
+
+    def __init__(self, sizes: Sequence[int] | NDArray[np.int64], batch_size: int) -> None:
         self._starts = _prefix(np.asarray(sizes, np.int64))
+        self._batch_size = batch_size
         self.total = int(self._starts[-1])
 
-    def share(self, step: int, batch_size: int, rank: int, world_size: int) -> list[Segment]:
-        """What one rank reads in one step: consecutive rows."""
-        first, _, start, stop = share_bounds(step, self.total, batch_size, rank, world_size)
-        return self.segments(first + start, first + stop)
+    def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
+        """What one rank reads in each step: consecutive rows."""
+        result = []
+        for step in wanted:
+            first, _, start, stop = share_bounds(step, self.total, self._batch_size, rank, world_size)
+            result.append(self.segments(first + start, first + stop))
+        return result
 
     def segments(self, start: int, stop: int) -> list[Segment]:
         """The canonical rows [start, stop), by shard."""
@@ -103,11 +123,40 @@ class SequentialEpoch:
             shard += 1
         return result
 
-    def upcoming(self, step: int, batch_size: int, rank: int, world_size: int) -> Sequence[int]:
+    def upcoming(self, step: int, rank: int, world_size: int) -> Sequence[int]:
         """The shard of this step's share and the next two."""
-        first, _, start, _ = share_bounds(step, self.total, batch_size, rank, world_size)
+        first, _, start, _ = share_bounds(step, self.total, self._batch_size, rank, world_size)
         shard = int(np.searchsorted(self._starts, first + start, side="right")) - 1
         return range(shard, min(shard + 3, len(self._starts) - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """Some windows, an element each.
+
+    Attributes:
+        start: where they start in the line.
+        size: m, their rows.
+        blocks: B.
+        slices: S.
+        longer: how many of 65536 blocks are one row longer, rounded up.
+        rotation: of their rows, below m.
+        block_key: for h.
+        round_keys: ``[ROUNDS, windows]``, for P.
+        fragment_starts: where the shards that they hold start in the line, ascending.
+        fragment_shards: those shards.
+    """
+
+    start: Rows
+    size: Rows
+    blocks: Rows
+    slices: Rows
+    longer: _U32
+    rotation: _U32
+    block_key: _U32
+    round_keys: _U32
+    fragment_starts: Rows
+    fragment_shards: list[int]
 
 
 class ShuffledEpoch:
@@ -117,6 +166,7 @@ class ShuffledEpoch:
 
     Args:
         sizes: rows of each shard of the split, in canonical order.
+        batch_size: G.
         lanes: C.
         window: K.
         digest: the dataset's digest.
@@ -128,6 +178,7 @@ class ShuffledEpoch:
     def __init__(
         self,
         sizes: Sequence[int] | NDArray[np.int64],
+        batch_size: int,
         *,
         lanes: int,
         window: int,
@@ -137,48 +188,46 @@ class ShuffledEpoch:
         epoch: int,
     ) -> None:
         counts = np.asarray(sizes, np.int64)
-        line_key, window_key = _keys(digest, split, seed, epoch)
+        line_key, self._window_key = _keys(digest, split, seed, epoch)
         self.total = int(counts.sum())
-        self.lanes = lanes
-        scores = mix64(np.arange(len(counts), dtype=np.uint64), line_key)
-        self._line = np.argsort(scores, kind="stable")
+        self._batch_size = batch_size
+        self._lanes = lanes
+        # No two scores are equal: the mix is a bijection.
+        self._line = np.argsort(mix64(np.arange(len(counts), dtype=np.uint64), line_key))
         self._line_starts = _prefix(counts[self._line])
         quotient, longer = divmod(self.total, lanes)
         lane = np.arange(lanes + 1, dtype=np.int64)
         self._lane_starts = lane * quotient + np.minimum(lane, longer)
-        self._window_starts, window_lanes = cut_windows(self._line_starts, self._lane_starts, window)
-        sizes_of_windows = np.diff(self._window_starts)
-        self._radices = radices(sizes_of_windows)
-        self._window_keys = _round_keys(window_lanes, len(sizes_of_windows), window_key)
+        self._window_starts = cut_windows(self._line_starts, self._lane_starts, window)
         # Consecutive steps lie in the same windows.
-        self._cuts = functools.lru_cache(maxsize=4)(self._find_cuts)
+        self._windows = functools.lru_cache(maxsize=4)(self._describe)
 
-    def share(self, step: int, batch_size: int, rank: int, world_size: int) -> list[Segment]:
-        """What one rank reads in one step, by shard in canonical order, rows ascending."""
-        windows, starts, stops = self._pieces(step, batch_size, rank, world_size)
-        line_rows = self._permuted(windows, starts, stops)
-        line_rows.sort()
-        return self._by_shard(line_rows, windows)
+    def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
+        """What one rank reads in each of some consecutive steps: by place in the line, so by shard, rows ascending."""
+        ends, numbers, start, stop = self._pieces(wanted, rank, world_size)
+        windows, window = self._at_hand(numbers)
+        places = self._places(windows, window, start - windows.start[window], stop - windows.start[window])
+        result = []
+        first = 0
+        for end in ends:
+            result.append(_by_shard(places[first:end], windows))
+            first = end
+        return result
 
-    def upcoming(self, step: int, batch_size: int, rank: int, world_size: int) -> Sequence[int]:
+    def upcoming(self, step: int, rank: int, world_size: int) -> Sequence[int]:
         """Shards of the windows that this step's share lies in, then of the windows after those."""
-        windows, _, _ = self._pieces(step, batch_size, rank, world_size)
-        now = np.unique(windows)
+        now = np.unique(self._pieces(range(step, step + 1), rank, world_size)[1])
         following = np.setdiff1d(np.minimum(now + 1, len(self._window_starts) - 2), now)
         shards = [int(self._line[i]) for group in (now, following) for i in self._fragments(group)]
         return list(dict.fromkeys(shards))
 
     def line_position(self, positions: Rows) -> Rows:
-        """Place in the permuted line of each position: the definition, which :meth:`share` computes faster."""
-        lane, offset = positions % self.lanes, positions // self.lanes
-        place = self._lane_starts[lane] + offset
-        window = np.searchsorted(self._window_starts, place, side="right") - 1
-        start = self._window_starts[window]
-        index = (place - start).astype(np.uint32)
-        sizes = (self._window_starts[window + 1] - start).astype(np.uint32)
-        a, b = self._radices[0][window], self._radices[1][window]
-        permuted = permute(index, sizes, a, b, self._window_keys[:, window])
-        return np.asarray(start + permuted, np.int64)
+        """Place in the line of each position."""
+        lane, offset = positions % self._lanes, positions // self._lanes
+        dealt = self._lane_starts[lane] + offset
+        windows, window = self._at_hand(np.searchsorted(self._window_starts, dealt, side="right") - 1)
+        index = dealt - windows.start[window]
+        return self._places(windows, window, index, index + 1).astype(np.int64)
 
     def canonical_rows(self, positions: Rows) -> Rows:
         """Canonical row number of each position of the epoch."""
@@ -188,48 +237,92 @@ class ShuffledEpoch:
         counts[self._line] = np.diff(self._line_starts)
         return _prefix(counts)[self._line[fragment]] + place - self._line_starts[fragment]
 
-    def _pieces(self, step: int, batch_size: int, rank: int, world_size: int) -> tuple[Rows, Rows, Rows]:
-        """The share as ranges (window, start, stop) of the line before windows are permuted, each inside one window."""
-        first, end, low, high = share_bounds(step, self.total, batch_size, rank, world_size)
-        lane = np.arange(self.lanes, dtype=np.int64)
-        begin = (first - lane + self.lanes - 1) // self.lanes
-        counts = (end - lane + self.lanes - 1) // self.lanes - begin
-        before = np.cumsum(counts) - counts
+    def _pieces(self, wanted: range, rank: int, world_size: int) -> tuple[list[int], Rows, Rows, Rows]:
+        """Shares as ranges (window, start, stop) of the line before windows are dealt, each inside one window.
+
+        Returns:
+            The rows up to the end of each step, and the ranges, step by step and lane by lane.
+        """
+        bounds = np.array([share_bounds(s, self.total, self._batch_size, rank, world_size) for s in wanted], np.int64)
+        first, end, low, high = bounds.T[:, :, None]
+        lane = np.arange(self._lanes, dtype=np.int64)
+        begin = (first - lane + self._lanes - 1) // self._lanes
+        counts = (end - lane + self._lanes - 1) // self._lanes - begin
+        before = np.cumsum(counts, axis=1) - counts
         base = self._lane_starts[:-1] + begin
-        start = base + np.minimum(np.maximum(low - before, 0), counts)
-        stop = base + np.minimum(np.maximum(high - before, 0), counts)
+        start = base + np.clip(low - before, 0, counts)
+        stop = base + np.clip(high - before, 0, counts)
         chosen = stop > start
         start, stop = start[chosen], stop[chosen]
         window = np.searchsorted(self._window_starts, start, side="right") - 1
         spans = np.searchsorted(self._window_starts, stop - 1, side="right") - window
-        if np.all(spans == 1):
-            return window, start, stop
-        window = np.repeat(window, spans) + _ranks(spans)
-        start = np.maximum(np.repeat(start, spans), self._window_starts[window])
-        return window, start, np.minimum(np.repeat(stop, spans), self._window_starts[window + 1])
+        if np.any(spans > 1):
+            window = np.repeat(window, spans) + _ranks(spans)
+            start = np.maximum(np.repeat(start, spans), self._window_starts[window])
+            stop = np.minimum(np.repeat(stop, spans), self._window_starts[window + 1])
+        return np.cumsum(bounds[:, 3] - bounds[:, 2]).tolist(), window, start, stop
 
-    def _permuted(self, windows: Rows, starts: Rows, stops: Rows) -> NDArray[Any]:
-        """Places in the permuted line of the ranges [start, stop), each inside one window."""
-        lengths = stops - starts
-        # Half the width sorts in half the time.
-        out = np.empty(int(lengths.sum()), np.uint32 if self.total < 1 << 32 else np.int64)
-        base = self._window_starts[windows]
-        sizes = (self._window_starts[windows + 1] - base).astype(np.uint32)
-        a, b = self._radices[0][windows], self._radices[1][windows]
-        keys = self._window_keys[:, windows]
-        if len(windows) > _VECTOR_PIECES:
-            index = (np.repeat(starts - base, lengths) + _ranks(lengths)).astype(np.uint32)
-            each = np.repeat(np.arange(len(windows)), lengths)
-            permuted = permute(index, sizes[each], a[each], b[each], keys[:, each])
-            np.add(permuted, base[each], out=out, casting="unsafe")
-            return out
-        end = 0
-        for i in range(len(windows)):
-            index = np.arange(starts[i] - base[i], stops[i] - base[i], dtype=np.uint32)
-            end += len(index)
-            permuted = permute(index, sizes[i], a[i], b[i], keys[:, i])
-            np.add(permuted, base[i], out=out[end - len(index) : end], casting="unsafe")
-        return out
+    def _places(self, windows: _Windows, window: Rows, start: Rows, stop: Rows) -> NDArray[Any]:
+        """Places in the line of the index ranges [start, stop) of windows, one after the other."""
+        blocks, slices = windows.blocks[window], windows.slices[window]
+        turn = np.minimum(start // blocks, slices)
+        spans = np.minimum((stop - 1) // blocks, slices) - turn + 1
+        if np.any(spans > 1):
+            turn = np.repeat(turn, spans) + _ranks(spans)
+            window, blocks, slices, start, stop = (
+                np.repeat(each, spans) for each in (window, blocks, slices, start, stop)
+            )
+            start = np.maximum(start, turn * blocks)
+            stop = np.where(turn < slices, np.minimum(stop, (turn + 1) * blocks), stop)
+        last = turn == slices
+        shift = permute(
+            np.where(last, 0, turn).astype(np.uint32),
+            slices.astype(np.uint32),
+            *radices(slices),
+            windows.round_keys[:, window],
+        )
+        return _deal(
+            (start - turn * blocks).astype(np.uint32),
+            stop - start,
+            last,
+            windows.start[window].astype(np.uint32 if self.total < 1 << 32 else np.int64),
+            (
+                slices.astype(np.uint32),
+                windows.longer[window],
+                np.where(last, slices, shift).astype(np.uint32),
+                windows.block_key[window],
+                windows.rotation[window],
+                windows.size[window].astype(np.uint32),
+            ),
+        )
+
+    def _at_hand(self, numbers: Rows) -> tuple[_Windows, Rows]:
+        """The windows of these numbers, each once, and where each number is among them."""
+        used, window = np.unique(numbers, return_inverse=True)
+        return self._windows(used.tobytes()), window
+
+    def _describe(self, used: bytes) -> _Windows:
+        numbers = np.frombuffer(used, np.int64)
+        start = self._window_starts[numbers]
+        size = self._window_starts[numbers + 1] - start
+        a_step = min(-(-self._batch_size // self._lanes), _MAX_BLOCKS)
+        blocks = np.maximum(np.minimum(a_step, size // 2), -(-size // _MAX_BLOCKS))
+        slices = size // blocks
+        identity = numbers.astype(np.uint64)
+        rotation, *keys = (mix64(identity, self._window_key ^ n) >> np.uint64(32) for n in range(ROUNDS + 2))
+        fragments = self._fragments(numbers)
+        return _Windows(
+            start=start,
+            size=size,
+            blocks=blocks,
+            slices=slices,
+            longer=(-(-(size - blocks * slices << 16) // blocks)).astype(np.uint32),
+            rotation=(rotation * size.astype(np.uint64) >> np.uint64(32)).astype(np.uint32),
+            block_key=keys[0].astype(np.uint32),
+            round_keys=np.stack(keys[1:]).astype(np.uint32),
+            fragment_starts=self._line_starts[fragments],
+            fragment_shards=self._line[fragments].tolist(),
+        )
 
     def _fragments(self, windows: Rows) -> Rows:
         """Positions in the line of the shards that windows hold."""
@@ -238,28 +331,22 @@ class ShuffledEpoch:
         counts = last - first + 1
         return np.unique(np.repeat(first, counts) + _ranks(counts))
 
-    def _by_shard(self, line_rows: NDArray[Any], windows: Rows) -> list[Segment]:
-        """Cuts ascending places in the line at shards and puts the pieces in canonical order."""
-        starts, shards, canonical = self._cuts(windows.tobytes())
-        bounds = np.append(np.searchsorted(line_rows, starts.astype(line_rows.dtype)), len(line_rows)).tolist()
-        line_rows = line_rows.astype(np.int64)
-        segments = []
-        for i in canonical:
-            low, high = bounds[i], bounds[i + 1]
-            if high > low:
-                rows = line_rows[low:high]
-                rows -= starts[i]
-                segments.append(Segment(shards[i], rows, high - low))
-        return segments
 
-    def _find_cuts(self, windows: bytes) -> tuple[Rows, list[int], list[int]]:
-        """Of the shards that windows hold: starts in the line, shards, and their canonical order."""
-        fragments = self._fragments(np.frombuffer(windows, np.int64))
-        shards = self._line[fragments]
-        return self._line_starts[fragments], shards.tolist(), np.argsort(shards, kind="stable").tolist()
+def _by_shard(places: NDArray[Any], windows: _Windows) -> list[Segment]:
+    """Sorts places in the line and cuts them at shards."""
+    # They are a few ascending runs already, which a merge sort only has to put in order.
+    places.sort(kind="stable")
+    bounds = np.searchsorted(places, windows.fragment_starts.astype(places.dtype))
+    counts = np.diff(bounds, append=len(places))
+    rows = places - np.repeat(windows.fragment_starts, counts)
+    return [
+        Segment(shard, rows[low : low + count], count)
+        for shard, low, count in zip(windows.fragment_shards, bounds.tolist(), counts.tolist(), strict=True)
+        if count
+    ]
 
 
-def cut_windows(line_starts: Rows, lane_starts: Rows, window: int) -> tuple[Rows, Rows]:
+def cut_windows(line_starts: Rows, lane_starts: Rows, window: int) -> Rows:
     """Cuts every lane into windows of ``window`` fragments; a last one of fewer than half joins the one before.
 
     Args:
@@ -268,23 +355,18 @@ def cut_windows(line_starts: Rows, lane_starts: Rows, window: int) -> tuple[Rows
         window: K.
 
     Returns:
-        Where each window starts, and N; and the lane of each window.
+        Where each window starts, and N.
     """
-    total = line_starts[-1]
-    fragments = np.unique(np.concatenate([line_starts, lane_starts]))
-    fragments = fragments[fragments < total]
-    lanes = np.searchsorted(lane_starts, fragments, side="right") - 1
-    first = np.searchsorted(lanes, lanes)
-    per_lane = np.searchsorted(lanes, lanes, side="right") - first
+    fragments = np.union1d(line_starts, lane_starts)[:-1]
+    first = np.unique(np.searchsorted(fragments, lane_starts))
+    per_lane = np.diff(first)
     windows = -(-per_lane // window)
-    rest = per_lane - (windows - 1) * window
-    windows -= (rest * 2 < window) & (windows > 1)
-    place = np.arange(len(fragments)) - first
-    opens = (place % window == 0) & (place // window < windows)
-    return np.append(fragments[opens], total), lanes[opens]
+    windows -= ((per_lane - (windows - 1) * window) * 2 < window) & (windows > 1)
+    opens = np.repeat(first[:-1], windows) + _ranks(windows) * window
+    return np.append(fragments[opens], line_starts[-1])
 
 
-def radices(sizes: Rows) -> tuple[_U32, _U32]:
+def radices(sizes: Any) -> tuple[_U32, _U32]:
     """(a, b) with ``a * b >= size``, both about the square root, so that few indices have to walk."""
     root = np.sqrt(sizes.astype(np.float64))
     a = np.maximum(np.ceil(root), 1).astype(np.int64)
@@ -325,6 +407,79 @@ def mix64(values: _U64, key: int) -> _U64:
     return z ^ (z >> np.uint64(31))
 
 
+def _deal(
+    first: _U32, lengths: Rows, last: NDArray[np.bool_], origin: NDArray[Any], each: tuple[_U32, ...]
+) -> NDArray[Any]:
+    """Places in the line of pieces, one after the other.
+
+    Args:
+        first: number in its slice of each piece's first row.
+        lengths: rows of each piece.
+        last: whether its slice is the last one, of the longer blocks alone.
+        origin: where its window starts in the line.
+        each: its parameters of :func:`_dealt`.
+    """
+    out = np.empty(int(lengths.sum()), origin.dtype)
+    if len(first) * _LONG_PIECE > len(out):
+        number = np.repeat(first, lengths) + _ranks(lengths).astype(np.uint32)
+        parameters = tuple(np.repeat(values, lengths) for values in each)
+        of_last = np.flatnonzero(np.repeat(last, lengths))
+        number[of_last] = _longer_block(number[of_last], parameters[1][of_last])
+        np.add(_dealt(number, *parameters), np.repeat(origin, lengths), out=out)
+        return out
+    end = 0
+    for i, length in enumerate(lengths.tolist()):
+        number = np.arange(first[i], first[i] + np.uint32(length), dtype=np.uint32)
+        parameters = tuple(values[i] for values in each)
+        block = _longer_block(number, parameters[1]) if last[i] else number
+        np.add(_dealt(block, *parameters), origin[i], out=out[end : end + length])
+        end += length
+    return out
+
+
+def _dealt(block: _U32, slices: Any, longer: Any, shift: Any, key: Any, rotation: Any, size: Any) -> _U32:
+    """Place in its window of the row that a slice takes of each block. ``block`` is overwritten.
+
+    Args:
+        block: j.
+        slices: S.
+        longer: of the window.
+        shift: P(t), or S for the last slice.
+        key: for h.
+        rotation: of the window.
+        size: m.
+    """
+    row: _U32 = block + key
+    row *= np.uint32(0x9E3779B1)
+    row ^= row >> np.uint32(15)
+    row *= np.uint32(0x85EBCA77)
+    row >>= np.uint32(16)
+    begin = block * longer
+    rows = begin & np.uint32(0xFFFF)
+    rows += longer
+    rows >>= np.uint32(16)
+    rows += slices
+    row *= rows
+    row >>= np.uint32(16)
+    row += shift
+    # Both are below the block's rows, so one subtraction suffices; below zero it wraps to a large number.
+    np.minimum(row, np.subtract(row, rows, out=rows), out=row)
+    begin >>= np.uint32(16)
+    block *= slices
+    row += block
+    row += begin
+    row += rotation
+    np.minimum(row, np.subtract(row, size, out=rows), out=row)
+    return row
+
+
+def _longer_block(number: _U32, longer: Any) -> _U32:
+    """The block that is the ``number``-th of those with a row more."""
+    wanted = (number.astype(np.uint64) + np.uint64(1)) << np.uint64(16)
+    block: _U32 = ((wanted + (longer - np.uint64(1))) // longer - np.uint64(1)).astype(np.uint32)
+    return block
+
+
 def _feistel(index: _U32, a: Any, b: Any, keys: Any) -> _U32:
     left: _U32 = index // b
     right: _U32 = index - left * b
@@ -357,14 +512,6 @@ def _keys(digest: str, split: str, seed: int, epoch: int) -> tuple[int, int]:
     text = "\0".join([_VERSION, digest, split, str(int(seed)), str(int(epoch))])
     raw = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
-
-
-def _round_keys(window_lanes: Rows, count: int, key: int) -> _U32:
-    """``[ROUNDS, windows]`` keys, from (epoch key, lane, window of the lane)."""
-    place = np.arange(count) - np.searchsorted(window_lanes, window_lanes)
-    identity = (window_lanes.astype(np.uint64) << np.uint64(32)) | place.astype(np.uint64)
-    mixed = [mix64(identity, key ^ number) for number in range(ROUNDS)]
-    return np.stack([(m >> np.uint64(32)).astype(np.uint32) for m in mixed])
 
 
 def _prefix(counts: Rows) -> Rows:

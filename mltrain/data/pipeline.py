@@ -24,7 +24,6 @@ class Pipeline(Generic[Slot]):
         steps: what to prepare.
         slots: the ring of buffers.
         prepare: fills a slot with a step.
-        end: called when the thread ends.
     """
 
     def __init__(
@@ -32,11 +31,9 @@ class Pipeline(Generic[Slot]):
         steps: Iterator[int],
         slots: list[Slot],
         prepare: Callable[[int, Slot], Batch],
-        end: Callable[[], None],
     ) -> None:
         self._steps = steps
         self._prepare = prepare
-        self._end = end
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         for slot in slots:
             self._free.put(slot)
@@ -82,8 +79,6 @@ class Pipeline(Generic[Slot]):
         # The training thread raises it where the next batch is taken.
         except BaseException as error:
             self._ready.put(error)
-        finally:
-            self._end()
 
 
 @atexit.register

@@ -37,6 +37,7 @@ def reference(dataset: Dataset, *, epoch: int, seed: int, shuffle: bool) -> list
     if shuffle:
         positions = ShuffledEpoch(
             dataset.manifest.index.rows[dataset.manifest.shards("train")],
+            BATCH,
             lanes=split.lanes,
             window=split.window,
             digest=dataset.digest,
