@@ -51,11 +51,11 @@ def pair(on_ray: dict[str, Any]) -> train.Result:
     return train.run(parse(changed(on_ray, 2)), run_id="pair")
 
 
-def history(root: Path, run_id: str, name: str) -> list[float]:
+def history(root: str | Path, run_id: str, name: str) -> list[float]:
     return [float(value) for value in read_metrics(open_store(root), run_id)[name].to_pylist()]
 
 
-def events(root: Path, run_id: str, kind: str) -> list[dict[str, Any]]:
+def events(root: str | Path, run_id: str, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(open_store(root), run_id) if event["event"] == kind]
 
 
@@ -81,16 +81,18 @@ def test_the_only_worker_is_replaced_by_one_that_goes_on_from_the_last_checkpoin
     assert 1 <= result.steps_repeated <= 36 - second["step"] and result.downtime_s > 0
 
 
-def test_a_worker_killed_in_mid_step_does_not_end_the_run(
-    root: Path, on_ray: dict[str, Any], alone: train.Result, tmp_path: Path
+def test_a_worker_killed_in_mid_step_does_not_end_the_run_also_where_the_root_is_in_object_storage(
+    root: Path, bucket: str, on_ray: dict[str, Any], alone: train.Result, tmp_path: Path
 ) -> None:
-    mapping = changed(on_ray, {"min": 1, "max": 2}, at=[1, 7], what="kill", flag=str(tmp_path / "killed"))
+    make_dataset(bucket, rows=ROWS, shards=6)
+    mapping = {**on_ray, "root": bucket}
+    mapping = changed(mapping, {"min": 1, "max": 2}, at=[1, 7], what="kill", flag=str(tmp_path / "killed"))
     result = train.run(parse(mapping), run_id="survivor")
     assert result.status == "finished" and result.losses_survived == 1 and result.steps_repeated == 1
-    assert history(root, "survivor", "train/samples") == history(root, "alone", "train/samples")
-    sizes = [len(event["members"]) for event in events(root, "survivor", "generation formed")]
+    assert history(bucket, "survivor", "train/samples") == history(root, "alone", "train/samples")
+    sizes = [len(event["members"]) for event in events(bucket, "survivor", "generation formed")]
     assert sizes[:2] == [2, 1], "the survivor goes on by itself at once"
-    assert events(root, "survivor", "training again")[0]["step"] > 0
+    assert events(bucket, "survivor", "training again")[0]["step"] > 0
 
 
 def test_a_fixed_number_of_workers_is_restored_and_the_weights_are_those_of_an_undisturbed_run(
