@@ -99,7 +99,8 @@ def _on_executors(root: str) -> list[Check]:
         seen = next((line for line in lines if re.match(r"[\w.]*Error: ", line)), lines[0])
         remedy = "executors need the driver's Python version and pyspark: spark.pyspark.python, spark.archives"
         return [Check("python", "broken", seen, remedy, "executors")]
-    return _distinct([Check(*row) for rows in answers for row in rows])
+    # What several tasks saw on one host is one row, though each names its own probe.
+    return list({row[:2] + row[4:]: Check(*row) for rows in answers for row in rows}.values())
 
 
 def _on_nodes(root: str) -> list[Check]:

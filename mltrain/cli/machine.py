@@ -1,10 +1,11 @@
 """``mltrain demo``, ``mltrain doctor`` and ``mltrain jobs``: trying it out, and putting it to work."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import click
 
-from mltrain.cli.options import common, resumable
+from mltrain.cli.options import common, config_options, resumable, root_of
 from mltrain.cli.output import Output, table
 
 
@@ -24,13 +25,16 @@ def demo(out: Output, root: str, trials: int, workers: int, run_id: str | None) 
 
 @click.command()
 @click.option("--on", type=click.Choice(["spark", "ray"]), help="Look at Spark's executors or Ray's workers.")
-@click.option("--root", metavar="URI", default="./out", help="Where artefacts would go.")
+@config_options
+@click.option("--root", metavar="URI", help="Where artefacts would go, if no file says it. By default ./out.")
 @common
-def doctor(out: Output, on: Literal["spark", "ray"] | None, root: str) -> int:
+def doctor(
+    out: Output, on: Literal["spark", "ray"] | None, config: str | None, overrides: Sequence[str], root: str | None
+) -> int:
     """Say what is installed and works, here or on the executors or workers: exit 1 if something is broken."""
     from mltrain.cli import doctor as looking
 
-    rows = looking.doctor(on, root)
+    rows = looking.doctor(on, root_of(config, overrides, root))
     shown = table(
         ["", "where", "what", "seen", "to do"],
         ((row.status, row.where, row.name, row.detail, row.remedy) for row in rows),

@@ -1,5 +1,6 @@
 """Doctor where the work runs: on Spark's executors and on Ray's nodes."""
 
+import json
 import socket
 import sys
 import venv
@@ -11,6 +12,7 @@ import pytest
 
 from cluster.setup import prerequisites
 from mltrain.cli import checks
+from mltrain.cli.app import run
 from mltrain.cli.doctor import doctor
 from tests.support import s3
 
@@ -33,6 +35,17 @@ def test_on_spark_the_executors_answer(spark: "SparkSession", bucket: str) -> No
 def test_on_spark_a_root_that_executors_cannot_write_is_broken(spark: "SparkSession", tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert _status(doctor("spark", root=str(tmp_path / "file" / "root")), "storage root") == {"broken"}
+
+
+def test_the_root_of_a_config_file_is_looked_at(
+    spark: "SparkSession", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "one.yaml").write_text("name: one\ndataset: adult\nroot: file/root\n")
+    assert run(["doctor", "--on", "spark", "-c", str(tmp_path / "one.yaml"), "--output", "json"]) == 1
+    (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "storage root")
+    assert row["status"] == "broken"
+    assert str(tmp_path / "file" / "root") in row["detail"]
 
 
 @pytest.fixture
