@@ -1,5 +1,6 @@
 """One pass over a split on all ranks: every row once, exact metrics on every rank."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,6 +50,7 @@ def evaluate(
     are computed from the gathered scores of all rows.
     """
     own = _own_metrics(model, collectives)
+    update: Any = getattr(model, "update_metric", None)
     built_in = not callable(getattr(model, "loss", None))
     rows = _Rows(of if built_in else ())
     was_training = model.training
@@ -61,7 +63,7 @@ def evaluate(
                 outputs = model(batch)
             rows.add(batch, total_loss(model, of, outputs, batch), outputs)
             for metric in own.values():
-                model.update_metric(batch, outputs, metric)  # type: ignore[operator]
+                update(batch, outputs, metric)
     model.train(was_training)
     results = rows.compute(collectives)
     results.update({name: float(metric.compute()) for name, metric in own.items()})
@@ -121,6 +123,17 @@ def _gathered(parts: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype, c
     return torch.cat(collectives.gather(mine)).numpy()
 
 
+def _alike(tensor: Tensor, collectives: Gather) -> Tensor:
+    """``tensor``; if it has no rows, with the type and the width of those ranks that have some."""
+    kind = json.dumps([str(tensor.dtype).removeprefix("torch."), *tensor.shape[1:]]) if len(tensor) else ""
+    kinds = collectives.gather(torch.tensor(list(kind.encode()), dtype=torch.uint8))
+    known = next((each for each in kinds if len(each)), None)
+    if known is None or len(tensor):
+        return tensor
+    name, *width = json.loads(bytes(known.tolist()))
+    return torch.empty((0, *width), dtype=getattr(torch, name), device=tensor.device)
+
+
 def _own_metrics(model: torch.nn.Module, collectives: Gather) -> dict[str, Any]:
     make = getattr(model, "get_metrics", None)
     if not callable(make):
@@ -128,9 +141,9 @@ def _own_metrics(model: torch.nn.Module, collectives: Gather) -> dict[str, Any]:
     found: dict[str, Any] = dict(make())
 
     def gather(tensor: Tensor, group: object = None) -> list[Tensor]:
-        scalar = tensor.ndim == 0
-        parts = collectives.gather(tensor.reshape(1) if scalar else tensor)
-        return [part.reshape(()) for part in parts] if scalar else parts
+        if tensor.ndim == 0:
+            return [part.reshape(()) for part in collectives.gather(tensor.reshape(1))]
+        return collectives.gather(_alike(tensor, collectives))
 
     for metric in found.values():
         metric.dist_sync_fn = gather

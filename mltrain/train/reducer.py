@@ -174,7 +174,7 @@ class _Bucket:
         count = sum(parameter.numel() for parameter in parameters)
         self.flat = torch.zeros(count + extra, dtype=first.dtype, device=first.device)
         self.gradients = self.flat[:count]
-        parts = self.gradients.split([parameter.numel() for parameter in parameters])  # type: ignore[no-untyped-call]
+        parts = torch.split(self.gradients, [parameter.numel() for parameter in parameters])
         self.views = {parameter: part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)}
         self.missing = 0
 

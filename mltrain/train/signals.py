@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,7 +20,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self.reason = ""
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def request(self, reason: str) -> None:
         """Asks for an orderly end."""
@@ -35,7 +35,7 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -93,7 +93,7 @@ def train_step(
             if number == len(pieces) - 1:
                 reducer.arm(tally, measured)
             # Divided by the rows now, to keep gradients in range, and by the weights once their sum is known.
-            (total / batch.global_rows).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(total / batch.global_rows)
         summed = reducer.finish()
         if batch.weight is not None:
             reducer.scale(batch.global_rows / summed.weight if summed.weight > 0 else 0.0)
