@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mltrain.cli.options import common, config_options, load, needed, root_of
-from mltrain.cli.output import Output, short, table
+from mltrain.cli.output import Output, table
 from mltrain.errors import RequestError
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def build(out: Output, config: str | None, overrides: Sequence[str]) -> None:
     from mltrain import features
 
     report = features.build(file, progress=out.progress)
-    verb = "was there already" if report.reused else "built"
+    done = f"is unchanged (looked for {report.seconds:.1f} s)" if report.reused else f"built in {report.seconds:.1f} s"
     rows = ", ".join(f"{split} {count:,}" for split, count in report.rows.items())
     out.result(
         report,
-        f"dataset {report.name} {verb} in {report.seconds:.1f} s: {rows} rows, {report.shards} shards",
+        f"dataset {report.name} {done}: {rows} rows, {report.shards} shards",
         f"digest  {report.digest}",
         f"at      {report.uri}",
     )
@@ -79,7 +79,8 @@ def diff(out: Output, before: str, after: str, config: str | None, overrides: Se
     """Say what changed from one dataset to another: NAME, NAME@DIGEST, DIGEST or URI each."""
     from mltrain.data.diff import diff as compare
 
-    found = compare(*(_open(one, config, overrides, root) for one in (before, after)), progress=out.progress)
+    first, second = (_open(one, config, overrides, root) for one in (before, after))
+    found = compare(first, second, progress=out.progress)
     columns = [
         (what, ", ".join(names))
         for what, names in (
@@ -138,15 +139,40 @@ def _shown(summary: dict[str, Any]) -> list[Any]:
     ]
     lines.append(table(["split", "rows", "shards", "bytes", "lanes", "window"], splits))
     first = next(iter(summary["splits"]))
-    statistics = summary["splits"][first]["statistics"]
-    columns = [_column(column, statistics.get(column["name"], {})) for column in summary["schema"]["columns"]]
+    stored = summary["splits"][first]["statistics"]
+    columns = summary["schema"]["columns"]
     lines.append(
-        table(["column", "role", "kind", "dtype", "cardinality", f"{first} mean", "min", "max", "zeros"], columns)
+        table(
+            ["column", "role", "kind", "dtype", "cardinality", "unseen or missing"],
+            (
+                [
+                    *(column.get(key) for key in ("name", "role", "kind", "dtype", "cardinality")),
+                    _unseen(column, stored),
+                ]
+                for column in columns
+            ),
+        )
     )
+    raw = summary["provenance"].get("statistics", {}).get("moments", {})
+    moments = ("count", "missing", "mean", "deviation", "low", "high")
+    if raw:
+        rows = [[name, *(one.get(key) for key in moments)] for name, one in raw.items()]
+        lines.append(table(["column", *moments[:4], "min", "max"], rows, "The table's values, over the training split"))
+    others = [
+        [name, seen["count"], seen["mean"], seen["minimum"], seen["maximum"]]
+        for name, seen in ((column["name"], stored.get(column["name"])) for column in columns if _number(column))
+        if seen is not None and name not in raw
+    ]
+    if others:
+        lines.append(table(["column", "count", "mean", "min", "max"], others, f"Values as stored, of {first}"))
     return lines
 
 
-def _column(column: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
-    said = [column.get(key) for key in ("name", "role", "kind", "dtype", "cardinality")]
-    seen = [statistics.get(key) for key in ("mean", "minimum", "maximum", "zeros")]
-    return [short(value) for value in (*said, *seen)]
+def _number(column: dict[str, Any]) -> bool:
+    return column.get("cardinality") is None
+
+
+def _unseen(column: dict[str, Any], stored: dict[str, Any]) -> int | None:
+    """How many ids of a feature are 0."""
+    seen = stored.get(column["name"])
+    return seen["zeros"] if seen is not None and column["role"] == "feature" and not _number(column) else None

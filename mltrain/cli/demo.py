@@ -1,6 +1,8 @@
 """``mltrain demo``: the whole path on a small real table, on this machine, below a root of the user's choice."""
 
 import os
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mltrain import config as configs
 from mltrain.cli import shipped
 from mltrain.cli.output import Output, table
+from mltrain.cli.tables import metrics_table, sweep_parts
 from mltrain.errors import MissingDependencyError
 from mltrain.storage import Store, delta_options, open_store, spark_uri
 
@@ -21,9 +24,8 @@ if TYPE_CHECKING:
     from mltrain.tune import SweepResult
 
 SAMPLE = "examples/data/adult.csv"
+DATASET = "examples/adult.yaml"
 _TABLE = "lake/adult"
-# The second commit of the table: what is built from is pinned, so that a commit to come would not change it.
-_VERSION = 1
 _METRIC = "validation/auc"
 # The first rung of ASHA: an epoch.
 _GRACE_STEPS = 100
@@ -61,22 +63,8 @@ def demo(root: str, trials: int = 8, workers: int = 2, run_id: str | None = None
 
 
 def dataset_file(root: str) -> configs.DatasetFile:
-    """The demo's dataset: what a user would write into ``adult.yaml``."""
-    parsed = configs.parse(
-        {
-            "name": "adult",
-            "root": root,
-            "dataset": {
-                "table": f"{root}/{_TABLE}",
-                "version": _VERSION,
-                "key": ["row_id"],
-                "label": {"column": "income", "type": "binary", "positive": ">50K"},
-                "split": {"fractions": {"train": 0.8, "validation": 0.1, "test": 0.1}, "seed": 7},
-            },
-        }
-    )
-    assert isinstance(parsed, configs.DatasetFile)
-    return parsed
+    """The demo's dataset: ``examples/adult.yaml``, with its table and root below the demo's."""
+    return configs.load_dataset(shipped.path(DATASET), {"root": root, "dataset.table": f"{root}/{_TABLE}"})
 
 
 def experiment(root: str, digest: str, trials: int, workers: int) -> configs.Experiment:
@@ -131,12 +119,13 @@ def _require_engines() -> None:
 def _dataset(store: Store, out: Output) -> "BuildReport":
     from mltrain import features
 
+    file = dataset_file(store.uri)
     out.progress("1/4 starting Spark")
     spark = features.session("mltrain demo")
     try:
         _write_table(spark, f"{store.uri}/{_TABLE}", out)
         out.progress("2/4 building the dataset")
-        return features.build(dataset_file(store.uri), spark=spark, progress=lambda line: out.progress(f"2/4 {line}"))
+        return features.build(file, spark=spark, progress=out.step("2/4"))
     finally:
         _end(spark)
 
@@ -175,9 +164,8 @@ def _sweep(
 ) -> "SweepResult":
     from mltrain import tune
 
-    out.progress("3/4 starting Ray")
     config = experiment(root, built.digest, trials, workers)
-    return tune.run(config, run_id=run_id, progress=lambda line: out.progress(f"3/4 {line}"))
+    return tune.run(config, run_id=run_id, progress=out.step("3/4"))
 
 
 def _conclude(store: Store, swept: "SweepResult", out: Output) -> tuple[dict[str, float], list[str]]:
@@ -208,29 +196,11 @@ def _print(
 ) -> None:
     best = swept.best
     assert best is not None
-    rows = swept.table.to_pylist()
-    columns = {
-        "trial": "run_id", "status": "status", "steps": "steps", "s": "wall_s", "auc": _METRIC,
-        "loss": "validation/loss", "lr": "train.optimizer.lr", "weight decay": "train.optimizer.weight_decay",
-        "dropout": "model.args.dropout",
-    }  # fmt: skip
-    trials = table(
-        list(columns),
-        ([row.get(name) for name in columns.values()] for row in sorted(rows, key=lambda row: -(row[_METRIC] or 0))),
-        title=f"Sweep {swept.run_id} (auc and loss on the validation split)",
-    )
-    names = sorted(name.partition("/")[2] for name in test)
-    metrics = table(
-        ["", *names],
-        [
-            ["validation", *(best.metrics.get(f"validation/{name}") for name in names)],
-            ["test, evaluated once", *(test[f"test/{name}"] for name in names)],
-        ],
-        title=f"Best model: {best.run_id}",
-    )
+    title = f"Best model: {best.run_id}, step {best.best_step} (the test split was looked at once)"
+    metrics = metrics_table({**best.metrics, **test}, title, _METRIC)
     took = table(["", "s"], [*seconds.items(), ("all", sum(seconds.values()))], title="Time")
     places = {
-        "Delta table": f"{store.join(_TABLE)} (version {_VERSION})",
+        "Delta table": f"{store.join(_TABLE)} (version {dataset_file(store.uri).dataset.version})",
         "dataset": f"{built.uri} ({built.digest[:12]}, {sum(built.rows.values())} rows, {built.shards} shards)",
         "sweep": store.join(f"sweeps/{swept.run_id}"),
         "best run": store.join(f"runs/{best.run_id}"),
@@ -240,9 +210,27 @@ def _print(
     }
     data = {
         "run_id": swept.run_id, "best": best.run_id, "metrics": {**best.metrics, **test}, "seconds": seconds,
-        "dataset": built.digest, "reused": built.reused, "trials": rows, "places": places,
+        "dataset": built.digest, "reused": built.reused, "trials": swept.table.to_pylist(), "places": places,
     }  # fmt: skip
-    out.result(data, trials, metrics, took, table(["", "where"], places.items(), title="Where things are"))
+    out.result(
+        data,
+        *sweep_parts(swept),
+        metrics,
+        took,
+        table(["", "where"], places.items(), "Where things are"),
+        f"\nmltrain runs show {best.run_id} --root {store.uri}",
+        *activation(),
+    )
+
+
+def activation() -> list[str]:
+    """What to type before the ``mltrain`` of a virtual environment, like this one, is found; nothing if it is."""
+    found = shutil.which("mltrain")
+    own = Path(sys.prefix, "bin")
+    if sys.prefix == sys.base_prefix or (found is not None and Path(found).parent.resolve() == own.resolve()):
+        return []
+    here = own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own
+    return [f"The commands here are in a virtual environment: source {here}/activate"]
 
 
 @contextmanager

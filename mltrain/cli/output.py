@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mltrain.progress import Passing, Progress
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 Format = Literal["text", "json"]
 
 _LINE_EVERY_S = 1.0
-_WIDE = 240
+_PIPED_COLUMNS = 120
 
 
 class Output:
@@ -31,7 +34,8 @@ class Output:
         self.format = format
         self._started = time.monotonic()
         self._shown_at = -math.inf
-        self._held: str | None = None
+        self._latest = ""
+        self._pending = False
         self._console: Console | None = None
         self._status: Status | None = None
 
@@ -44,28 +48,40 @@ class Output:
         if self._status is not None:
             self._status.stop()
             self._status = None
-        if self._held is not None:
-            self._line(self._held)
+        self._flush()
 
     def progress(self, line: str) -> None:
-        """Shows how far the work is: on a terminal the last line, else a line a second at most."""
+        """Shows how the work goes: every line that says what happened, and of those that only pass one a second."""
         logging.getLogger("mltrain").debug(line)
+        if not isinstance(self._latest, Passing):
+            self._flush()
+        self._latest, self._pending = line, True
         console = self._stderr()
         if console.is_terminal:
+            # At the bottom, beside a spinner; it goes up among the others when the next one comes.
             from rich.markup import escape
 
             if self._status is None:
                 self._status = console.status(escape(line))
                 self._status.start()
             self._status.update(escape(line))
-            return
-        self._held = line
-        if time.monotonic() - self._shown_at >= _LINE_EVERY_S:
-            self._line(line)
+        elif not isinstance(line, Passing) or time.monotonic() - self._shown_at >= _LINE_EVERY_S:
+            self._flush()
 
-    def _line(self, line: str) -> None:
-        self._held, self._shown_at = None, time.monotonic()
-        print(f"[{self._shown_at - self._started:7.1f} s] {line}", file=sys.stderr, flush=True)  # noqa: T201
+    def step(self, name: str) -> Progress:
+        """`progress` with the name of a part of the work before every line."""
+        return lambda line: self.progress(type(line)(f"{name} {line}"))
+
+    def _flush(self) -> None:
+        """Writes the latest line, if that has not been done, where it stays."""
+        if not self._pending:
+            return
+        self._pending, self._shown_at = False, time.monotonic()
+        line = f"[{self._shown_at - self._started:7.1f} s] {self._latest}"
+        if self._status is not None:
+            self._stderr().print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def _stderr(self) -> "Console":
         if self._console is None:
@@ -75,7 +91,7 @@ class Output:
         return self._console
 
     def result(self, data: Any, *text: Any) -> None:
-        """Prints a result: ``data`` as JSON, or ``text``, which are strings and rich's tables.
+        """Prints a result: ``data`` as JSON, or ``text``, which are strings and tables.
 
         A reader that leaves early (``| head``) has what it wants: the work is done all the same.
         """
@@ -95,25 +111,86 @@ def _json(data: Any) -> str:
 
 
 def _rendered(parts: Iterable[Any]) -> str:
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part, markup=False)
-    return captured.get()
+    width = shutil.get_terminal_size((_PIPED_COLUMNS, 24)).columns
+    return "".join(part.text(width) if isinstance(part, Table) else f"{part}\n" for part in parts)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows for a terminal. No word is broken: what does not fit goes into another block below, as pandas does it.
+
+    Attributes:
+        columns: heads.
+        rows: values.
+        title: above it.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str | None = None
+
+    def text(self, width: int) -> str:
+        """The table in lines of ``width`` columns, or of as many as its longest words need."""
+        cells = [list(self.columns), *([short(value) for value in row] for row in self.rows)]
+        words = [max(map(_longest_word, column)) for column in zip(*cells, strict=True)]
+        blocks = [self._block(block, cells, words, width) for block in _blocks(words, width)]
+        return "\n".join(["", *([self.title] if self.title else []), *blocks])
+
+    def _block(self, block: Sequence[int], cells: list[list[str]], words: list[int], width: int) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        columns = [[row[index] for row in cells] for index in block]
+        lines = [max(len(line) for text in column for line in text.splitlines() or [""]) for column in columns]
+        widths = _fitted(lines, [words[index] for index in block], width - 2 * len(block))
+        made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for index, (head, *_), wide in zip(block, columns, widths, strict=True):
+            values = [row[index] for row in self.rows if row[index] is not None]
+            numbers = bool(values) and all(isinstance(value, int | float) for value in values)
+            made.add_column(Text(head), justify="right" if numbers else "left", width=wide)
+        for row in cells[1:]:
+            made.add_row(*(Text(row[index]) for index in block))
+        console = Console(highlight=False, width=max(width, sum(widths) + 2 * len(block)))
+        with console.capture() as captured:
+            console.print(made)
+        shown = [line.rstrip() for line in captured.get().splitlines()]
+        return "\n".join(line for line in shown if line) + "\n"
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
+def _width(words: Sequence[int], block: Sequence[int]) -> int:
+    return sum(words[index] + 2 for index in block)
+
+
+def _blocks(words: Sequence[int], width: int) -> list[list[int]]:
+    """Columns, by their narrowest widths, in blocks that fit; each begins with the first column."""
+    blocks = [[0]]
+    for index in range(1, len(words)):
+        if len(blocks[-1]) > 1 and _width(words, [*blocks[-1], index]) > width:
+            blocks.append([0])
+        blocks[-1].append(index)
+    return blocks
+
+
+def _fitted(widths: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """Widths of columns that together are no wider than ``width``, if their longest words allow: the widest give."""
+    fitted = list(widths)
+    while sum(fitted) > width:
+        reducible = [index for index in range(len(fitted)) if fitted[index] > least[index]]
+        if not reducible:
+            break
+        fitted[max(reducible, key=lambda index: fitted[index])] -= 1
+    return fitted
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
     """Rows for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        made.add_row(*(Text(short(value), overflow="fold") for value in row))
-    return made
+    return Table(columns, list(rows), title)
 
 
 def short(value: Any) -> str:
@@ -121,9 +198,9 @@ def short(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.5g}"
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        return f"{value:%Y-%m-%d %H:%M}"
     return str(value)
 
 

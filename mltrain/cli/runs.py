@@ -1,34 +1,45 @@
 """``mltrain runs``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mltrain.cli.options import common, config_options, root_of
-from mltrain.cli.output import Output, short, table
+from mltrain.cli.output import Output, Table, short, table
+from mltrain.cli.tables import best_line, events_table, metrics_table, trials_table
 
 _root = click.option("--root", metavar="URI", help="Where the runs are: a path or a URI. By default ./out.")
-_SHOWN = ("run_id", "kind", "sweep_id", "name", "status", "started", "wall_s", "steps", "workers", "losses_survived")
-_LONG = ("events", "trials", "config", "metrics", "tags")
+_WIDE = (
+    "kind", "name", "epochs", "workers", "losses_survived", "downtime_s", "worker_seconds", "gpu_seconds", "cost",
+    "started", "dataset_name", "table_version", "error",
+)  # fmt: skip
 
 
 @click.group()
 def runs() -> None:
-    """Runs, sweeps and their trials, from the runs table."""
+    """Runs, sweeps and their trials, from the runs table.
+
+    A run is in it when it has stopped or ended.
+    """
 
 
 @runs.command("list")
 @config_options
 @_root
+@click.option("--wide", is_flag=True, help="Show more columns, in a block of their own where they do not fit.")
 @common
-def list_(out: Output, config: str | None, overrides: Sequence[str], root: str | None) -> None:
-    """Print all runs below a root, a line each."""
+def list_(out: Output, config: str | None, overrides: Sequence[str], root: str | None, wide: bool) -> None:
+    """Print all runs below a root, a line each; trials below their sweep, by their number.
+
+    Example: mltrain runs list --root s3://ml/prod
+    """
     from mltrain import results
 
     rows = results.runs(root_of(config, overrides, root)).to_pylist(maps_as_pydicts="strict")
-    out.result(rows, table(_SHOWN, ([row[name] for name in _SHOWN] for row in rows)))
+    heads = ["run", "status", "steps", "wall s", "objective", "value", "ended (UTC)"]
+    out.result(rows, table([*heads, *(_WIDE if wide else ())], _lines(rows, wide)))
 
 
 @runs.command()
@@ -37,24 +48,40 @@ def list_(out: Output, config: str | None, overrides: Sequence[str], root: str |
 @_root
 @common
 def show(out: Output, run_id: str, config: str | None, overrides: Sequence[str], root: str | None) -> None:
-    """Print one run: its row, its metrics, and what happened to it."""
+    """Print one run: what it is, what it set, its metrics, and what happened to it; of a sweep, its trials.
+
+    Digests and the whole config are in what --output json prints.
+
+    Example: mltrain runs show adult-20261123t115242-f95927 --root s3://ml/prod
+    """
     from mltrain import results
 
     row = results.show(root_of(config, overrides, root), run_id)
-    parts = [table(["", run_id], ((name, value) for name, value in row.items() if name not in _LONG))]
+    metric, mode = results.objective_of(row)
+    parts: list[str | Table] = [table(["", run_id], _facts(row))]
+    if row["kind"] == "sweep":
+        parts += _sweep(row, metric, mode)
+    elif row.get("parameters"):
+        parts.append(table(["parameter", "value"], row["parameters"].items(), f"What it tried in {row['sweep_id']}"))
+    else:
+        parts.append(table(["setting", "value"], _settings(row), "What its config set"))
     if row["metrics"]:
-        parts.append(table(["metric", "value"], sorted(row["metrics"].items())))
-    if row.get("trials"):
-        parts.append(trials_table(row["trials"]))
-    parts += [_event(event) for event in row["events"]]
-    out.result(row, *parts)
+        parts.append(metrics_table(row["metrics"], _metrics_title(row), metric))
+    out.result(row, *parts, events_table(row["events"], metric))
 
 
 @runs.command()
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
 @config_options
 @_root
-@click.option("--out", "directory", default=".", type=click.Path(path_type=Path), help="Directory for the pictures.")
+@click.option(
+    "--out",
+    "directory",
+    default=".",
+    show_default="the working directory",
+    type=click.Path(path_type=Path),
+    help="Directory for the pictures.",
+)
 @common
 def plot(
     out: Output,
@@ -64,33 +91,110 @@ def plot(
     root: str | None,
     directory: Path,
 ) -> None:
-    """Draw learning curves, and sweeps, as PNG."""
+    """Draw learning curves as RUN_ID-curves.png, and sweeps as RUN_ID-sweep.png too; print where they are.
+
+    Runs that are named together share one picture, named after all of them.
+
+    Example: mltrain runs plot adult-20261123t115242-f95927 --root s3://ml/prod --out plots/
+    """
     from mltrain import results
 
     files = results.plot(root_of(config, overrides, root), run_ids, directory)
     out.result([str(file) for file in files], *(str(file) for file in files))
 
 
-def trials_table(rows: Sequence[Mapping[str, Any]], metric: str | None = None) -> Any:
-    """Trials with their metrics; the column ``metric`` first."""
-    names = sorted({name for row in rows for name in row["metrics"]}, key=lambda name: (name != metric, name))
-    columns = ["run_id", "status", "steps", "wall_s", *names]
-    return table(
-        columns,
-        (
-            [row["run_id"], row["status"], row["steps"], row["wall_s"], *(row["metrics"].get(name) for name in names)]
-            for row in rows
-        ),
-    )
+def _lines(rows: Sequence[Mapping[str, Any]], wide: bool) -> Iterator[list[Any]]:
+    """Runs and sweeps as they started, each sweep with its trials below it."""
+    from mltrain.results import objective_of
+
+    trials: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["sweep_id"] is not None:
+            trials.setdefault(row["sweep_id"], []).append(row)
+    heads = [row for row in rows if row["sweep_id"] is None]
+    known = {row["run_id"] for row in heads}
+    for head in heads:
+        yield _line(head, head["run_id"], objective_of(head)[0], wide)
+        for trial in sorted(trials.get(head["run_id"], ()), key=lambda trial: str(trial["run_id"])):
+            name = "…" + trial["run_id"].removeprefix(head["run_id"])
+            yield _line(trial, f"  {name}", objective_of(head)[0], wide)
+    for sweep_id, orphans in trials.items():
+        # A sweep has a row when it has stopped or ended; this one runs.
+        if sweep_id not in known:
+            yield from (_line(row, row["run_id"], objective_of(row)[0], wide) for row in orphans)
 
 
-def _event(event: Mapping[str, Any]) -> str:
-    from datetime import UTC, datetime
+def _line(row: Mapping[str, Any], name: str, metric: str, wide: bool) -> list[Any]:
+    first = [name, row["status"], row["steps"], row["wall_s"], metric, row["metrics"].get(metric)]
+    first.append(f"{row['ended']:%m-%d %H:%M}")
+    return [*first, *(row[column] for column in _WIDE)] if wide else first
 
-    when = datetime.fromtimestamp(float(event["time"]), UTC)
-    rest = ", ".join(
-        f"{key} {short(value)}"
-        for key, value in event.items()
-        if key not in ("time", "event", "attempt") and value is not None
-    )
-    return f"{when:%H:%M:%S}  {event.get('event', '')}{': ' if rest else ''}{rest}"
+
+def _facts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What people ask of a run; a fact that says nothing is left out."""
+    epochs = "" if row["kind"] == "sweep" else f" ({row['epochs']:.3g} epochs)"
+    said = {
+        "kind": f"trial of {row['sweep_id']}" if row["sweep_id"] else row["kind"],
+        "name": row["name"],
+        "status": row["status"],
+        "error": row["error"],
+        "started": f"{row['started']:%Y-%m-%d %H:%M:%S} UTC",
+        "ended": f"{row['ended']:%Y-%m-%d %H:%M:%S} UTC",
+        "wall": f"{row['wall_s']:.1f} s",
+        "steps": f"{row['steps']}{epochs}",
+        "workers": f"{row['workers']} ({row['worker_seconds']:.0f} worker seconds)" if row["workers"] else "0",
+        "losses": f"{row['losses_survived']} survived, {row['downtime_s']:.1f} s without a step"
+        if row["losses_survived"]
+        else None,
+        "GPU seconds": short(row["gpu_seconds"] or None),
+        "cost": short(row["cost"]),
+        "dataset": f"{row['dataset_name']}@{row['dataset_digest'][:12]}" if row["dataset_digest"] else None,
+        "table": f"{row['table_uri']} version {row['table_version']}" if row["table_uri"] else None,
+        "checkpoint": row["checkpoint"],
+        "tags": ", ".join(f"{key}={value}" for key, value in row["tags"].items()),
+    }
+    return ((name, str(value)) for name, value in said.items() if value)
+
+
+def _sweep(row: Mapping[str, Any], metric: str, mode: str) -> Iterator[str | Table]:
+    from mltrain.results import space_of
+
+    space = {key: " ".join(f"{how} {_ends(ends)}" for how, ends in way.items()) for key, way in space_of(row).items()}
+    yield table(["parameter", "drawn"], space.items(), f"Space; {mode} of {metric} is best")
+    yield trials_table(row["run_id"], row["trials"], metric, mode)
+    best = next((trial for trial in row["trials"] if f"/{trial['run_id']}/" in (row["checkpoint"] or "")), None)
+    if best is not None:
+        yield "\n" + best_line(row["run_id"], best["run_id"], metric, best["metrics"].get(metric), best["parameters"])
+
+
+def _ends(values: Any) -> str:
+    return ", ".join(short(value) for value in values)
+
+
+def _settings(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What differs from the defaults, by dotted key; all of it where another version of the library wrote it."""
+    from mltrain import config as configs
+    from mltrain.errors import ConfigError
+    from mltrain.results import config_of
+
+    data = config_of(row)
+    try:
+        data = configs.parse(data).model_dump(mode="json", exclude_defaults=True)
+    except ConfigError:
+        pass
+    return _flat({key: value for key, value in data.items() if key not in ("name", "root", "tags")})
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _metrics_title(row: Mapping[str, Any]) -> str:
+    _, found, step = (row["checkpoint"] or "").rpartition("/step-")
+    at = f" (step {int(step)})" if found else ""
+    of = "Best trial's best" if row["kind"] == "sweep" else "Best"
+    return f"{of} checkpoint{at}"

@@ -1,11 +1,16 @@
 """``mltrain train``."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from mltrain.cli.options import common, config_options, needed, resumable
-from mltrain.cli.output import Output, table
+from mltrain.cli.output import Output
+from mltrain.cli.tables import metrics_table
+
+if TYPE_CHECKING:
+    from mltrain.train import Result
 
 
 @click.group()
@@ -29,6 +34,13 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     out.result(
         result.to_json(),
         f"run {result.run_id} {result.status} after {result.step} steps ({result.wall_s:.1f} s)",
-        table(["metric", "value"], sorted(result.metrics.items())),
+        *([metrics_table(result.metrics, _of(result), experiment.objective.metric)] if result.metrics else []),
         f"checkpoint {result.checkpoint}",
     )
+
+
+def _of(result: "Result") -> str:
+    """Which step the metrics are of: the best one's, which need not be the one that was evaluated last."""
+    if result.best_step is None:
+        return "Last evaluation"
+    return f"Best: step {result.best_step} (epoch {result.epochs * result.best_step / max(1, result.step):.3g})"

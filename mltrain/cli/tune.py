@@ -7,7 +7,7 @@ import click
 
 from mltrain.cli.options import common, config_options, needed, resumable
 from mltrain.cli.output import Output, plain
-from mltrain.cli.runs import trials_table
+from mltrain.cli.tables import sweep_parts
 
 
 @click.group()
@@ -29,17 +29,16 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     from mltrain import tune as sweeps
 
     result = sweeps.run(experiment, run_id=run_id, progress=out.progress)
-    rows = [dataclasses.asdict(trial) for trial in result.trials]
     best = result.best
     out.result(
         {
             "run_id": result.run_id,
             "status": result.status,
             "best": plain(best.to_json()) if best is not None else None,
-            "trials": rows,
+            "trials": [dataclasses.asdict(trial) for trial in result.trials],
         },
-        trials_table(rows, experiment.objective.metric),
-        f"sweep {result.run_id} {result.status}",
-        f"best    {best.run_id} with {best.metrics}" if best is not None else "no trial has a result",
+        f"sweep {result.run_id} {result.status} after {result.wall_s:.1f} s",
+        *sweep_parts(result),
+        *([] if best is not None else ["no trial has a result"]),
     )
     return 1 if result.status == "failed" else 0

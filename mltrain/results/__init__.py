@@ -5,19 +5,24 @@ from mltrain.results.log import RunLog, read_events, read_metrics, read_result
 from mltrain.results.plots import plot
 from mltrain.results.show import show
 from mltrain.results.table import RunRow, add_metrics, append, ensure_table, get, runs
+from mltrain.results.trials import config_of, objective_of, space_of, trials_of
 
 __all__ = [
     "RunLog",
     "RunRow",
     "add_metrics",
     "append",
+    "config_of",
     "ensure_table",
     "get",
     "lineage",
+    "objective_of",
     "plot",
     "read_events",
     "read_metrics",
     "read_result",
     "runs",
     "show",
+    "space_of",
+    "trials_of",
 ]

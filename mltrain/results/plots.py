@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from ruamel.yaml import YAML
 
 from mltrain.errors import MissingDependencyError, NotFoundError
 from mltrain.results.log import read_metrics
 from mltrain.results.table import get, runs
+from mltrain.results.trials import objective_of, trials_of
 from mltrain.storage import open_store
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]
     for run_id in run_ids:
         row = get(root, run_id)
         if row["kind"] == "sweep":
-            trials = sweep_trials(root, run_id)
+            trials = trials_of(runs(root), row)
             files.append(sweep_overview(trials, *objective_of(row), directory / f"{run_id}-sweep.png"))
             curves |= {trial["run_id"]: trial for trial in trials}
         else:
@@ -51,17 +51,6 @@ def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]
     histories = {run_id: read_metrics(store, run_id) for run_id in curves}
     stem = run_ids[0] if len(run_ids) == 1 else "runs"
     return [*files, *learning_curves(histories, directory, stem)]
-
-
-def sweep_trials(root: str, sweep_id: str) -> list[dict[str, Any]]:
-    """The rows of a sweep's trials, in the order they started."""
-    return [row for row in runs(root).to_pylist(maps_as_pydicts="strict") if row["sweep_id"] == sweep_id]
-
-
-def objective_of(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The metric that a sweep compared its trials by, and whether ``min`` or ``max`` of it is best."""
-    objective = YAML(typ="safe").load(row["config"])["objective"]
-    return str(objective["metric"]), str(objective["mode"])
 
 
 def learning_curves(histories: Mapping[str, pa.Table], directory: Path, stem: str) -> list[Path]:

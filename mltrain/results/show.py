@@ -1,16 +1,19 @@
-"""One run as a person wants to see it: its row, what happened, how it went."""
+"""One run as a person wants to see it: its row, what it set, what happened, how it went."""
 
 from typing import Any
 
-from mltrain.results.log import read_events
+from mltrain.results.log import read_events, run_path
 from mltrain.results.table import get, runs
-from mltrain.storage import open_store
+from mltrain.results.trials import parameters, space_of, trials_of
+from mltrain.storage import Store, open_store
 
 _MANY = 200
 
 
 def show(root: str, run_id: str) -> dict[str, Any]:
-    """A run's latest row, with its ``events`` (the last 200), and for a sweep the rows of its ``trials``.
+    """A run's latest row with its last 200 ``events``.
+
+    A trial has its ``parameters`` too, by dotted key; a sweep the rows of its ``trials``, each with its parameters.
 
     Raises:
         NotFoundError: there is no such run.
@@ -18,8 +21,19 @@ def show(root: str, run_id: str) -> dict[str, Any]:
     """
     row = get(root, run_id)
     kind = "sweeps" if row["kind"] == "sweep" else "runs"
-    row["events"] = read_events(open_store(root), run_id, kind=kind)[-_MANY:]
+    store = open_store(root)
+    events = read_events(store, run_id, kind=kind)
+    # The first object of an attempt is written, and says so, after what it has to say happened.
+    events.sort(key=lambda event: (event["attempt"], event["time"]))
+    row["events"] = events[-_MANY:]
     if row["kind"] == "sweep":
-        table = runs(root)
-        row["trials"] = [trial for trial in table.to_pylist(maps_as_pydicts="strict") if trial["sweep_id"] == run_id]
+        row["trials"] = trials_of(runs(root), row)
+    elif row["sweep_id"] is not None:
+        row["parameters"] = parameters(row, _varied(store, row["sweep_id"]))
     return row
+
+
+def _varied(store: Store, sweep_id: str) -> list[str]:
+    """What a sweep varies, also while it runs and has no row yet."""
+    path = f"{run_path(sweep_id, 'sweeps')}/config.yaml"
+    return list(space_of({"config": store.get(path).decode()})) if store.exists(path) else []
