@@ -357,7 +357,8 @@ def cut_windows(line_starts: Rows, lane_starts: Rows, window: int) -> Rows:
     Returns:
         Where each window starts, and N.
     """
-    fragments = np.union1d(line_starts, lane_starts)[:-1]
+    fragments = np.sort(np.concatenate([line_starts, lane_starts]))
+    fragments = fragments[:-1][np.diff(fragments) > 0]
     first = np.unique(np.searchsorted(fragments, lane_starts))
     per_lane = np.diff(first)
     windows = -(-per_lane // window)
