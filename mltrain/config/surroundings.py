@@ -1,5 +1,6 @@
 """Models of what surrounds the work and does not change its result."""
 
+import os
 from pathlib import Path
 
 from mltrain.config.strict import NaturalInt, PositiveFloat, Strict
@@ -22,5 +23,8 @@ class CacheConfig(Strict):
 
     @property
     def directory(self) -> Path:
-        """``path`` on this node."""
+        """``path`` on this node, whose ``$XDG_CACHE_HOME``, where it is set, is what ``~/.cache`` stands for."""
+        below_cache = self.path.removeprefix("~/.cache/")
+        if below_cache != self.path and os.environ.get("XDG_CACHE_HOME"):
+            return Path(os.environ["XDG_CACHE_HOME"], below_cache)
         return Path(self.path).expanduser()

@@ -16,31 +16,28 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mltrain.config import CacheConfig
 from mltrain.data.shard import file_checksum
 from mltrain.errors import DamagedError, NotFoundError, RequestError, StorageError
 from mltrain.storage import Store
 
-DEFAULT_BUDGET_BYTES = 64 << 30
+_DEFAULT = CacheConfig()
 _POLL_S = 0.01
 
 logger = logging.getLogger(__name__)
-
-
-def default_path() -> Path:
-    """``$XDG_CACHE_HOME/mltrain/shards``, by default below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mltrain" / "shards"
 
 
 class NodeCache:
     """Shards of remote datasets on local disk, least recently used first out.
 
     Args:
-        path: the directory; made when needed. All processes of a node name the same one.
+        path: the directory; made when needed. All processes of a node name the same one. By default what a config
+            has by default, likewise the budget.
         budget_bytes: what the shards in it may take together.
     """
 
-    def __init__(self, path: Path | None = None, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        self.path = path or default_path()
+    def __init__(self, path: Path | None = None, budget_bytes: int = _DEFAULT.budget_bytes) -> None:
+        self.path = path or _DEFAULT.directory
         self.budget_bytes = budget_bytes
 
     def fetch(

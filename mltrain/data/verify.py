@@ -13,6 +13,7 @@ from mltrain.data.schema import Schema
 from mltrain.data.shard import Shard, blob_path, checksum, content_digest, open_shard
 from mltrain.errors import DamagedError, NotFoundError
 from mltrain.storage import Store
+from mltrain.transforms.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class VerifyReport:
 
 
 def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | None = None) -> VerifyReport:
-    """Checks digest, shards (length, checksum, content, rows, keys), counts and multiset hashes of splits.
+    """Checks digest, shards (length, checksum, content, rows, keys), vocabularies, and counts and hashes of splits.
 
     Args:
         store: the dataset's root.
@@ -51,6 +52,7 @@ def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | N
     if compute_digest(manifest.schema, manifest.transforms, manifest.splits, manifest.index) != manifest.digest:
         damaged[manifest.path] = "its content does not hash to its digest"
     _check_blob(store, manifest.statistics_blob.name, damaged)
+    _check_vocabularies(store, manifest, damaged)
     rows = size_bytes = 0
     with tempfile.TemporaryDirectory(prefix="mltrain-verify-") as folder:
         for number, entry in enumerate(manifest.entries()):
@@ -102,6 +104,17 @@ def _split_fault(manifest: Manifest, split: SplitEntry) -> str | None:
     if keys.add_multisets(*(entry.multiset for entry in entries)) != split.multiset:
         return "the multiset hashes of its shards do not add up to the split's"
     return None
+
+
+def _check_vocabularies(store: Store, manifest: Manifest, damaged: dict[str, str]) -> None:
+    """Large vocabularies lie beside the manifest: without them no model of the dataset can be served."""
+    for stored in manifest.transforms.get("vocabularies", {}).values():
+        try:
+            Vocabulary.from_json(stored, lambda name: store.get(blob_path(name)))
+        except NotFoundError:
+            damaged[blob_path(stored["blob"])] = "missing"
+        except DamagedError as error:
+            damaged[blob_path(stored["blob"])] = str(error)
 
 
 def _check_blob(store: Store, name: str, damaged: dict[str, str]) -> None:

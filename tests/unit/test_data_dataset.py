@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrain.data import Dataset, Manifest, ShardEntry, assemble, publish
+from mltrain.config import CacheConfig
+from mltrain.data import Dataset, Manifest, NodeCache, ShardEntry, assemble, publish
 from mltrain.data.dataset import Reference, parse_reference
 from mltrain.data.layout import choose_buckets, choose_lanes, choose_window
 from mltrain.data.manifest import decode_statistics
 from mltrain.data.shard import blob_path
 from mltrain.errors import DamagedError, NotFoundError, RequestError
 from mltrain.storage import open_store
+from mltrain.transforms.vocabulary import INLINE_LIMIT, Vocabulary
 from tests.support.datasets import Features, make_dataset
 
 EVERYTHING = Features(numeric=3, categorical=2, vectors=1, ragged=2, weight=True, keep=True)
@@ -126,6 +128,28 @@ def test_a_whole_dataset_verifies(made: Dataset) -> None:
     report = made.verify(told.append)
     assert report.ok and report.shards == 5 and report.rows == 400
     assert told[-1] == "5 of 5 shards, 0 damaged"
+
+
+def test_verify_reads_the_vocabularies_that_the_transforms_name(tmp_path: Path) -> None:
+    blobs: dict[str, bytes] = {}
+    large = Vocabulary(pa.array([f"item {i}" for i in range(INLINE_LIMIT + 1)]))
+    stored = {"item": large.to_json(blobs), "small": Vocabulary(pa.array(["a"])).to_json(blobs)}
+    [(name, content)] = blobs.items()
+    made = make_dataset(tmp_path, rows=100, shards=1, transforms={"vocabularies": stored})
+    assert made.verify().damaged == {blob_path(name): "missing"}
+    made.store.put(blob_path(name), content)
+    assert made.verify().ok
+    made.store.put(blob_path(name), content.replace(b"item 7", b"item 8", 1))
+    assert list(made.verify().damaged) == [blob_path(name)]
+
+
+def test_a_cache_is_where_a_config_has_it_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CacheConfig()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert NodeCache().path == config.directory == Path.home() / ".cache/mltrain/shards"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert NodeCache().path == config.directory == tmp_path / "mltrain/shards"
+    assert NodeCache().budget_bytes == config.budget_bytes
 
 
 def test_verify_names_what_is_damaged(tmp_path: Path) -> None:
