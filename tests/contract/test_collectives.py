@@ -137,17 +137,17 @@ class TestHorovod(CollectivesContract):
             ranks.all[0].receive(call)
         Ranks.each(ranks.all[:1], _leave)
 
-    def test_survivors_of_a_killed_peer_raise_and_form_the_next_generation(self) -> None:
-        with Ranks(self.name, 3) as ranks:
-            ranks.formed(ranks.all)
-            calls = [rank.send(_sum_for_ever) for rank in ranks.all]
-            survivors = [ranks.all[0], ranks.all[2]]
-            ranks.all[1].kill()
-            for rank in survivors:
-                rank.call("abort")
-            for rank, call in zip(survivors, [calls[0], calls[2]], strict=True):
-                with pytest.raises(CollectiveAborted):
-                    rank.receive(call)
-            Ranks.each(survivors, _leave)
-            ranks.formed(survivors)
-            assert Ranks.each(survivors, _sum, BIG) == [True, True]
+    def test_survivors_of_a_killed_peer_raise_and_form_the_next_generation(self, ranks: Ranks) -> None:
+        ranks.formed(ranks.all)
+        calls = [rank.send(_sum_for_ever) for rank in ranks.all]
+        survivors = [ranks.all[0], ranks.all[2]]
+        ranks.replace(1)
+        for rank in survivors:
+            rank.call("abort")
+        for rank, call in zip(survivors, [calls[0], calls[2]], strict=True):
+            with pytest.raises(CollectiveAborted):
+                rank.receive(call)
+        Ranks.each(survivors, _leave)
+        ranks.formed(survivors)
+        assert Ranks.each(survivors, _sum, BIG) == [True, True]
+        Ranks.each(survivors, _leave)

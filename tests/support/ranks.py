@@ -88,6 +88,7 @@ class Ranks:
     """Several ranks and the rendezvous of their generations."""
 
     def __init__(self, name: str, size: int) -> None:
+        self._name = name
         self.all = [Rank(name) for _ in range(size)]
         for rank in self.all:
             rank.ready()
@@ -105,6 +106,11 @@ class Ranks:
                 rank.kill()
         for server in self._servers:
             server.close()
+
+    def replace(self, number: int) -> None:
+        """Kills a rank's process; another is in its place for whoever needs one next."""
+        self.all[number].kill()
+        self.all[number] = Rank(self._name)
 
     def form(self, members: Sequence[Rank], deadline_s: float = 30.0, size: int | None = None) -> list[int]:
         """Starts to join ``members``; returns the calls to wait for."""
