@@ -31,7 +31,7 @@ class LabelSpec(Strict):
     positive: Class | None = None
     """`binary` only: the value that counts as 1; without it the column holds true/false or 0/1."""
     classes: tuple[Class, ...] | None = None
-    """`multiclass` and `multilabel` only: the classes in order; without it those of the train split, sorted."""
+    """`multiclass` and `multilabel` only: the classes in order; without it those of the whole table, sorted."""
 
     @model_validator(mode="after")
     def _fits_type(self) -> Self:

@@ -5,12 +5,13 @@ Types are inferred so, where no pattern says otherwise:
 ====================================================  ===========
 column                                                feature
 ====================================================  ===========
-bool, integers, floats, decimals, dates, timestamps   numeric (dates as days, timestamps as seconds since 1970)
+bool, integers, floats, dates, timestamps             numeric (dates as days, timestamps as seconds since 1970)
 string                                                categorical
 list of integers or strings                           id_list
 list of floats                                        vector (lists of any length need ``size``)
 ====================================================  ===========
 
+A decimal counts as numeric too, and the build refuses it with advice: it is not rounded unasked.
 An option that only another type takes chooses that type: an integer column with ``vocabulary`` is categorical.
 Whether a column is dropped is up to the last pattern that matches it.
 """
@@ -60,16 +61,21 @@ def resolve_features(spec: DatasetSpec, columns: Mapping[str, pa.DataType]) -> d
         columns: the table's columns and types, in order.
 
     Raises:
-        TableError: a configured column is not in the table, a column has a type that its feature cannot have, or
-            nothing is left.
+        TableError: a configured column is not in the table, columns have types that their features cannot have (all
+            of them are named), or nothing is left.
     """
     roles = reserved(spec)
     _require(spec, roles, columns)
-    features = {}
+    features, problems = {}, []
     for name, arrow_type in columns.items():
         matching = [said for pattern, said in spec.features.items() if name not in roles and fnmatchcase(name, pattern)]
         if matching and not matching[-1].drop:
-            features[name] = _feature(spec, name, arrow_type, _merge(matching))
+            try:
+                features[name] = _feature(spec, name, arrow_type, _merge(matching))
+            except TableError as error:
+                problems.append(str(error))
+    if problems:
+        raise TableError(f"table {spec.table}: " + "; ".join(problems))
     if not features:
         raise TableError(
             f"table {spec.table}: no column is a feature; dataset.features matches none of {', '.join(columns)}"
@@ -106,21 +112,21 @@ def _nearest(column: str, columns: Mapping[str, pa.DataType]) -> str:
 def _feature(spec: DatasetSpec, name: str, arrow_type: pa.DataType, merged: Mapping[str, Any]) -> ResolvedFeature:
     options = {key: value for key, value in merged.items() if key != "type"}
     named = spec.features[name].options() if name in spec.features else {}
-    kind = merged.get("type") or _infer(spec.table, name, arrow_type, {*named, *(_TELLING & options.keys())})
+    kind = merged.get("type") or _infer(name, arrow_type, {*named, *(_TELLING & options.keys())})
     if not _suits(kind, arrow_type):
         raise TableError(
-            f"table {spec.table}: column {name!r} has type {arrow_type}, which no {kind} feature can have; "
+            f"column {name!r} has type {arrow_type}, which no {kind} feature can have; "
             f"set dataset.features.{name}.type, or drop it with {{drop: true}}"
         )
     if foreign := [key for key in named if key not in OPTIONS[kind]]:
         raise TableError(
-            f"table {spec.table}: column {name!r} has type {arrow_type} and is {kind}, which takes no "
+            f"column {name!r} has type {arrow_type} and is {kind}, which takes no "
             f"{' and no '.join(foreign)}; set dataset.features.{name}.type, or take that out"
         )
     defaults = getattr(spec.defaults, kind).model_dump() if kind in FeatureDefaults.model_fields else {}
     own = {**defaults, **{key: value for key, value in options.items() if key in OPTIONS[kind]}}
     if kind == "vector":
-        own["size"] = _vector_size(spec, name, arrow_type, own.get("size"))
+        own["size"] = _vector_size(name, arrow_type, own.get("size"))
     return ResolvedFeature(name, kind, **own)
 
 
@@ -128,12 +134,12 @@ def _feature(spec: DatasetSpec, name: str, arrow_type: pa.DataType, merged: Mapp
 _TELLING = frozenset({"vocabulary", "buckets", "max_length", "size"})
 
 
-def _infer(table: str, name: str, arrow_type: pa.DataType, telling: Collection[str]) -> FeatureType:
+def _infer(name: str, arrow_type: pa.DataType, telling: Collection[str]) -> FeatureType:
     """The first type that the column can have and that takes the ``telling`` options, else the first it can have."""
     possible: list[FeatureType] = [kind for kind in OPTIONS if _suits(kind, arrow_type)]
     if not possible:
         raise TableError(
-            f"table {table}: column {name!r} has type {arrow_type}, which cannot be a feature; "
+            f"column {name!r} has type {arrow_type}, which cannot be a feature; "
             f"drop it with dataset.features: {{{name}: {{drop: true}}}}"
         )
     return next((kind for kind in possible if set(telling) <= set(OPTIONS[kind])), possible[0])
@@ -162,13 +168,13 @@ def _is_list(arrow_type: pa.DataType) -> bool:
     return bool(types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type))
 
 
-def _vector_size(spec: DatasetSpec, name: str, arrow_type: pa.DataType, said: int | None) -> int:
+def _vector_size(name: str, arrow_type: pa.DataType, said: int | None) -> int:
     fixed = arrow_type.list_size if pa.types.is_fixed_size_list(arrow_type) else None
     if said is None and fixed is None:
         raise TableError(
-            f"table {spec.table}: column {name!r} has lists of any length; "
+            f"column {name!r} has lists of any length; "
             f"say how long: dataset.features: {{{name}: {{type: vector, size: …}}}}"
         )
     if said is not None and fixed is not None and said != fixed:
-        raise TableError(f"table {spec.table}: column {name!r} has vectors of {fixed}, and its size is given as {said}")
+        raise TableError(f"column {name!r} has vectors of {fixed}, and its size is given as {said}")
     return int(said or fixed or 0)

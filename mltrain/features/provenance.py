@@ -18,7 +18,7 @@ from mltrain.errors import DamagedError, NotFoundError
 from mltrain.features.table import Source
 from mltrain.storage import Store
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Changes when the same file and the same rows would give another dataset."""
 
 

@@ -119,9 +119,8 @@ class Vocabulary:
         kind = "string" if pa.types.is_string(self.terms.type) else "int64"
         if len(self.terms) <= INLINE_LIMIT:
             return {"type": kind, "terms": self.terms.to_pylist()}
-        data = _blob(self.terms)
-        name = blob_name(data)
-        blobs[name] = data
+        name = terms_hash(self.terms)
+        blobs[name] = _blob(self.terms)
         return {"type": kind, "size": len(self.terms), "blob": name}
 
     @classmethod
@@ -134,16 +133,28 @@ class Vocabulary:
         kind = pa.string() if value["type"] == "string" else pa.int64()
         if "blob" not in value:
             return cls(pa.array(value["terms"], kind))
-        data = blob(value["blob"])
-        if blob_name(data) != value["blob"]:
-            raise DamagedError(f"vocabulary {value['blob']} is damaged: its content has hash {blob_name(data)}")
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            return cls(reader.get_batch(0).column(0))
+        try:
+            with pa.ipc.open_file(pa.BufferReader(blob(value["blob"]))) as reader:
+                found = reader.get_batch(0).column(0)
+            # Before anything reads it: damaged offsets point outside of the file.
+            found.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(f"vocabulary {value['blob']} is damaged: {error}") from error
+        if found.type != kind or terms_hash(found) != value["blob"]:
+            raise DamagedError(f"vocabulary {value['blob']} is damaged: its terms have another hash")
+        return cls(found)
 
 
-def blob_name(data: bytes) -> str:
-    """Name of a blob: XXH3-128 of its bytes, in hex."""
-    return xxhash.xxh3_128_hexdigest(data)
+def terms_hash(terms: pa.Array) -> str:
+    """XXH3-128 of the terms in hex, the name of their blob: of the values, not of Arrow's encoding of them."""
+    strings = pa.types.is_string(terms.type)
+    hasher = xxhash.xxh3_128(f"mltrain-vocabulary-1 {'string' if strings else 'int64'} {len(terms)}\n".encode())
+    if strings:
+        hasher.update(pc.binary_length(terms).to_numpy().astype("<i8"))
+        hasher.update("".join(terms.to_pylist()).encode())
+    else:
+        hasher.update(terms.to_numpy().astype("<i8", copy=False))
+    return hasher.hexdigest()
 
 
 def _blob(values: pa.Array) -> bytes:

@@ -146,6 +146,12 @@ def test_a_type_that_no_feature_has_is_refused_unless_dropped() -> None:
     )
 
 
+def test_every_column_that_cannot_be_a_feature_is_named() -> None:
+    with pytest.raises(TableError) as caught:
+        resolve_features(spec(), {**COLUMNS, "blob": pa.binary(), "span": pa.duration("s")})
+    assert all(f"column {name!r}" in str(caught.value) for name in ("blob", "span"))
+
+
 @given(
     st.permutations(["a*", "*b", "ab", "?b"]),
     st.lists(st.sampled_from(["zero", "mean", "median"]), min_size=4, max_size=4),
