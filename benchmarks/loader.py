@@ -3,7 +3,11 @@
 Claims: a shuffled epoch runs at >= 0.7x of ``index_select(out=)`` of random rows over the same packed layout already in
 memory; a sequential pass at >= 0.8x of a copy of the same bytes. One process; sides alternate, ratios are of medians.
 
-    python benchmarks/loader.py [--rows 4000000] [--batch 8192] [--rounds 5]
+The roofline uses as many threads as torch gives it, the loader one beside the one that takes the batches. On a machine
+that others use too, read the rows by CPU time (M rows per CPU second of all threads), with ``--torch-threads 1``:
+waiting threads of torch spin.
+
+    python -m benchmarks.loader [--rows 4000000] [--batch 8192] [--rounds 5] [--torch-threads N]
 """
 
 import argparse
@@ -84,15 +88,18 @@ def epoch(loader: Loader) -> Callable[[], None]:
 
 
 def compare(name: str, ours: Callable[[], None], theirs: Callable[[], None], rows: int, rounds: int) -> None:
-    """Alternates the two sides and prints medians and their ratio."""
-    times: tuple[list[float], list[float]] = ([], [])
+    """Alternates the two sides and prints medians and ratios: of wall time, and of CPU time over all threads."""
+    wall: tuple[list[float], list[float]] = ([], [])
+    cpu: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
-        for side, run in zip(times, (ours, theirs), strict=True):
-            start = time.perf_counter()
+        for side, run in enumerate((ours, theirs)):
+            started = time.perf_counter(), time.process_time()
             run()
-            side.append(time.perf_counter() - start)
-    mine, other = (rows / statistics.median(side[1:]) / 1e6 for side in times)
-    print(f"{name:<34} {mine:8.1f} {other:10.1f} {mine / other:8.2f}")
+            wall[side].append(time.perf_counter() - started[0])
+            cpu[side].append(time.process_time() - started[1])
+    for label, times, unit in ((name, wall, "wall"), ("", cpu, "CPU")):
+        mine, other = (rows / statistics.median(side[1:]) / 1e6 for side in times)
+        print(f"{label:<30} {mine:8.1f} {other:10.1f} {mine / other:8.2f}  {unit}")
 
 
 def main() -> None:
@@ -101,12 +108,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4_000_000)
     parser.add_argument("--batch", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--torch-threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.torch_threads)
     with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as folder:
         dataset = workload(Path(folder), args.rows)
         row_bytes = 4 * (FLOATS + INTS + 1)
         print(f"{args.rows} rows of {row_bytes} bytes, batch {args.batch}; M rows/s, medians of {args.rounds}")
-        print(f"{'':<34} {'loader':>8} {'roofline':>10} {'ratio':>8}")
+        print(f"{'':<30} {'loader':>8} {'roofline':>10} {'ratio':>8}")
         for name, shuffle, other in (
             ("shuffled / gather in memory", True, roofline),
             ("sequential / copy of memory", False, memory_copy),
