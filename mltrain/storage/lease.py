@@ -1,0 +1,239 @@
+"""A lease: one holder at a time of something in storage, with a term that fences off earlier holders.
+
+The lease is an object that its holder replaces by put-if-match, every `RENEW_S` seconds. Whoever finds it expired, or
+finds that its holder is a dead process of the same host, takes it by replacing it, and the earlier holder's next
+renewal fails: that is how one that was paused and revived learns that it holds nothing any more.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from mltrain.errors import ConflictError, StorageError
+from mltrain.storage.store import Store
+
+EXPIRES_S = 60.0
+RENEW_S = 15.0
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes:
+        term: grows by one with every holder.
+        host: of the process; with ``boot`` (of the host), ``pid`` and ``started`` (clock ticks since boot) it names one
+            process.
+        renewed: Unix time of the last renewal.
+        released: the holder has ended properly.
+    """
+
+    term: int
+    host: str
+    boot: str
+    pid: int
+    started: int
+    renewed: float
+    released: bool = False
+
+    def gone(self, now: float) -> bool:
+        """Whether the holder ended, was last heard of too long ago, or is a dead process of this host."""
+        if self.released or now - self.renewed > EXPIRES_S:
+            return True
+        return self.boot == _boot() and self.host == socket.gethostname() and _started(self.pid) != self.started
+
+    @property
+    def described(self) -> str:
+        """For messages."""
+        heard = max(0.0, time.time() - self.renewed)
+        return f"process {self.pid} on {self.host} (term {self.term}, heard of {heard:.0f} s ago)"
+
+
+class HeldError(StorageError):
+    """Somebody else holds the lease.
+
+    Attributes:
+        holder: who.
+    """
+
+    def __init__(self, message: str, holder: Holder) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+class LostError(StorageError):
+    """The lease was ours, and somebody else has taken it."""
+
+
+class Lease:
+    """Held from `acquire` to `release`; renewed in the background.
+
+    Attributes:
+        term: this holder's.
+    """
+
+    def __init__(self, store: Store, path: str, holder: Holder, e_tag: str) -> None:
+        self._store = store
+        self._path = path
+        self._holder = holder
+        self._e_tag = e_tag
+        self._content: dict[str, Any] = {}
+        self._confirmed = _now()
+        self._lost: str | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def term(self) -> int:
+        return self._holder.term
+
+    @classmethod
+    def acquire(cls, store: Store, path: str) -> Self:
+        """Takes the lease.
+
+        Raises:
+            HeldError: another process holds it.
+        """
+        found, e_tag = read_holder(store, path)
+        if found is not None and not found.gone(time.time()):
+            raise HeldError(f"{store.join(path)} is held by {found.described}", found)
+        pid = os.getpid()
+        mine = Holder(
+            1 + (found.term if found else 0), socket.gethostname(), _boot(), pid, _started(pid) or 0, time.time()
+        )
+        try:
+            return cls(store, path, mine, store.put_if_match(path, _encode({"lease": asdict(mine)}), e_tag))
+        except ConflictError as error:
+            winner = read_holder(store, path)[0]
+            if winner is None:
+                raise
+            raise HeldError(f"{store.join(path)} is held by {winner.described}", winner) from error
+
+    def check(self) -> None:
+        """Before anything is written that only the holder may write.
+
+        Raises:
+            LostError: somebody else has taken the lease.
+        """
+        if _now() - self._confirmed > EXPIRES_S:
+            # Paused, or storage was away: others may have taken it meanwhile.
+            self._put(released=False)
+        if self._lost is not None:
+            raise LostError(self._lost)
+
+    def renew(self) -> None:
+        """Renews now, and so learns whether the lease is still held.
+
+        Raises:
+            LostError: it is not.
+        """
+        self._put(released=False)
+        self.check()
+
+    def record(self, content: Mapping[str, Any]) -> None:
+        """Writes ``content`` beside the lease; it is what stays when the lease is released.
+
+        Raises:
+            LostError: somebody else has taken the lease.
+        """
+        self._content = dict(content)
+        self.renew()
+
+    def release(self) -> None:
+        """Ends the lease, so that the next holder need not wait. Idempotent."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self._thread.join()
+            try:
+                self._put(released=True)
+            except StorageError as error:
+                # What went wrong before is what people want to hear of; the lease expires by itself.
+                _LOG.warning("%s could not be released, it expires in %.0f s: %s", self._path, EXPIRES_S, error)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW_S):
+            try:
+                self._put(released=False)
+            except StorageError:
+                # Storage that is away for longer than the lease lives is found out by the conflict afterwards.
+                continue
+
+    def _put(self, *, released: bool) -> None:
+        with self._lock:
+            if self._lost is not None:
+                return
+            renewed = replace(self._holder, renewed=time.time(), released=released)
+            content = self._content if released and self._content else {"lease": asdict(renewed), **self._content}
+            began = _now()
+            try:
+                self._e_tag = self._store.put_if_match(self._path, _encode(content), self._e_tag)
+                self._confirmed = began
+            except ConflictError:
+                self._lost = (
+                    f"{self._store.join(self._path)} was taken by another process; this one writes nothing more"
+                )
+
+
+def read_holder(store: Store, path: str) -> tuple[Holder | None, str | None]:
+    """Who holds the lease at ``path``, and the object's tag; no holder where there is no lease there."""
+    if not store.exists(path):
+        return None, None
+    data, e_tag = store.get_with_tag(path)
+    return parse_holder(data), e_tag
+
+
+def parse_holder(data: bytes) -> Holder | None:
+    """The holder that an object names; None where it is something else than a lease."""
+    try:
+        content: Any = json.loads(data)
+    except ValueError:
+        return None
+    lease = content.get("lease") if isinstance(content, Mapping) else None
+    return Holder(**lease) if isinstance(lease, Mapping) else None
+
+
+def fence(store: Store, path: str) -> None:
+    """Takes a lease whose holder is gone from it, so that one that was only paused cannot renew it.
+
+    Raises:
+        ConflictError: it has just been renewed, or taken by another.
+    """
+    data, e_tag = store.get_with_tag(path)
+    holder = parse_holder(data)
+    if holder is not None and not holder.released:
+        content = {**json.loads(data), "lease": asdict(replace(holder, term=holder.term + 1, released=True))}
+        store.put_if_match(path, _encode(content), e_tag)
+
+
+def _encode(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _now() -> float:
+    """Seconds that go on while the process, or the machine, is paused."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _started(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot, or None if there is none."""
+    try:
+        # The command's name, in parentheses, may hold spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
