@@ -12,8 +12,11 @@ _TARGET = re.compile(r"`make ([a-z]+)")
 
 
 def _documents() -> list[Path]:
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/**/README.md")]
-    return sorted(page for page in set(pages) if not any(part.startswith(".") for part in page.relative_to(ROOT).parts))
+    # Not ROOT.glob("**"): it would walk through the virtual environments.
+    tops = [top for top in ROOT.iterdir() if top.is_dir() and not top.name.startswith(".") and top.name != "out"]
+    return sorted(
+        {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *(page for top in tops for page in top.rglob("README.md"))}
+    )
 
 
 @pytest.mark.parametrize("page", _documents(), ids=lambda page: str(page.relative_to(ROOT)))
