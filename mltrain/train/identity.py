@@ -67,9 +67,26 @@ def resolve(config: Experiment, run: "Store", progress: "Callable[[str], None] |
     return pinned, dataset
 
 
-def create(run: "Store", config: Experiment) -> bool:
-    """Writes the resolved config unless the run exists. Returns whether it is new."""
-    return run.put_if_absent(CONFIG, configs.to_yaml(config).encode())
+def create(run: "Store", config: Experiment) -> None:
+    """Writes the resolved config unless the run exists."""
+    run.put_if_absent(CONFIG, configs.to_yaml(config).encode())
+
+
+def described(config: Experiment, dataset: Dataset) -> dict[str, Any]:
+    """What a row of the runs table says of the config and the dataset."""
+    source = dataset.provenance.get("table", {})
+    return {
+        "name": config.name,
+        "config": configs.to_yaml(config),
+        "config_digest": configs.digest(config),
+        "dataset_name": dataset.name,
+        "dataset_digest": dataset.digest,
+        "dataset_build": dataset.build or dataset.provenance.get("id"),
+        "table_uri": source.get("uri"),
+        "table_id": source.get("id"),
+        "table_version": source.get("version"),
+        "tags": dict(config.tags),
+    }
 
 
 def _open(config: Experiment, progress: "Callable[[str], None] | None") -> Dataset:

@@ -46,6 +46,10 @@ class Holder:
         return self.boot == _boot() and self.host == socket.gethostname() and _started(self.pid) != self.started
 
 
+class LeaseHeldError(RequestError):
+    """Another process holds the run."""
+
+
 class Lease:
     """Held from `acquire` to `release`; renewed in the background.
 
@@ -72,7 +76,7 @@ class Lease:
         """Takes the run.
 
         Raises:
-            RequestError: another process holds it; the message says which.
+            LeaseHeldError: another process holds it; the message says which.
         """
         e_tag: str | None = None
         epoch = 0
@@ -80,13 +84,13 @@ class Lease:
             data, e_tag = run.get_with_tag(LEASE)
             holder = Holder(**json.loads(data))
             if not holder.gone(time.time()):
-                raise RequestError(_held(run_id, holder))
+                raise LeaseHeldError(_held(run_id, holder))
             epoch = holder.driver_epoch
         mine = Holder(epoch + 1, socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or 0, time.time())
         try:
             return cls(run, mine, run.put_if_match(LEASE, _encode(mine), e_tag))
         except ConflictError as error:
-            raise RequestError(_held(run_id, Holder(**json.loads(run.get(LEASE))))) from error
+            raise LeaseHeldError(_held(run_id, Holder(**json.loads(run.get(LEASE))))) from error
 
     def check(self) -> None:
         """Before anything is written that only the holder may write.

@@ -1,8 +1,8 @@
 """One training, from a config to a result."""
 
-import logging
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from mltrain.results.loggers import Loggers
 from mltrain.storage import Store, open_store
 from mltrain.train import identity
 from mltrain.train.control import Ending, Outcome, ReportFunction, Verdict
-from mltrain.train.lease import Lease
+from mltrain.train.lease import EXPIRES_S, Lease, LeaseHeldError
 from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
 from mltrain.train.result import Result
 from mltrain.train.signals import StopRequest
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from mltrain.data import Dataset
     from mltrain.train.placement import WorkerSource
 
-_LOG = logging.getLogger(__name__)
+# Between two looks at a lease that another process holds.
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,27 @@ def run(
     pinned, dataset = identity.resolve(config, store, progress)
     evaluation_split(pinned.objective.metric, dataset.splits)
     hooks = [load_hook(name) for name in pinned.callbacks]
-    lease = Lease.acquire(store, run_id)
+    lease = _take(store, run_id, EXPIRES_S if part_of.kind == "trial" else 0.0, stop)
     try:
         with stop or StopRequest() as request:
             attempt = _Attempt(pinned, root, store, run_id, dataset, shipped, lease, part_of, hooks)
             return attempt.run(report, workers_source, progress, request)
     finally:
         lease.release()
+
+
+def _take(run: Store, run_id: str, wait_s: float, stop: StopRequest | None) -> Lease:
+    """The run's lease. A trial of a driver that was killed may be about to die, and is waited for."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return Lease.acquire(run, run_id)
+        except LeaseHeldError:
+            if stop is not None and stop.requested:
+                raise StoppedError(f"Run {run_id} was not begun ({stop.reason}).", resume_command(run_id)) from None
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
 
 
 class _Attempt:
@@ -117,7 +132,8 @@ class _Attempt:
         self._lease = lease
         self._part_of = part_of
         self._hooks = hooks
-        self._identity = Identity(run_id, configs.digest(config), dataset.digest, _build_of(dataset))
+        build = dataset.build or dataset.provenance.get("id")
+        self._identity = Identity(run_id, configs.digest(config), dataset.digest, build)
 
     def run(
         self,
@@ -256,24 +272,14 @@ class _Attempt:
         return result
 
     def _row(self, result: Result) -> RunRow:
-        source = self._dataset.provenance.get("table", {})
-        gpus = self._config.train.workers.gpus
         return RunRow(
+            **identity.described(self._config, self._dataset),
             run_id=result.run_id,
-            name=self._config.name,
             kind=self._part_of.kind,
             sweep_id=self._part_of.sweep_id,
             status=result.status,
             started=datetime.fromisoformat(result.started),
             ended=datetime.fromisoformat(result.ended),
-            config=configs.to_yaml(self._config),
-            config_digest=self._identity.config_digest,
-            dataset_name=result.dataset["name"],
-            dataset_digest=result.dataset["digest"],
-            dataset_build=result.dataset["build"],
-            table_uri=source.get("uri"),
-            table_id=source.get("id"),
-            table_version=source.get("version"),
             code_digest=self._shipped.digest,
             checkpoint=result.checkpoint,
             checkpoint_digest=result.checkpoint_digest,
@@ -285,8 +291,7 @@ class _Attempt:
             losses_survived=result.losses_survived,
             downtime_s=result.downtime_s,
             worker_seconds=result.worker_seconds,
-            gpu_seconds=result.worker_seconds * gpus,
-            tags=result.tags,
+            gpu_seconds=result.worker_seconds * self._config.train.workers.gpus,
             error=result.error,
         )
 
@@ -301,10 +306,6 @@ def resume_command(run_id: str) -> str:
         words = words[:at] + words[at + 2 :]
     program = "mltrain" if sys.argv[0].endswith("mltrain") else sys.argv[0]
     return shlex.join([program, *words, "--run-id", run_id])
-
-
-def _build_of(dataset: "Dataset") -> str | None:
-    return dataset.build or dataset.provenance.get("id")
 
 
 def _cuda() -> bool:

@@ -1,7 +1,6 @@
 """The broker of a sweep: an actor that shares the cluster's workers among trials, and each trial's seat at it."""
 
 import asyncio
-import logging
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,6 @@ from mltrain.config import Workers
 from mltrain.train import StopRequest
 from mltrain.train.placement import PlacementGroups, Slot, resources
 from mltrain.tune.allocation import Demand, grant, slots
-
-logger = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _ANSWER_S = 10.0

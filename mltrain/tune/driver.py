@@ -21,12 +21,10 @@ from mltrain.tune import record
 from mltrain.tune.allocation import slots
 from mltrain.tune.schedule import Schedule, asha
 from mltrain.tune.space import Point
-from mltrain.tune.trial import OBJECTIVE, RUN_ID, STEP, Sweep, failure, run_trial, write_failure
+from mltrain.tune.trial import OBJECTIVE, RUN_ID, STEP, Sweep, run_trial
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
-
-logger = logging.getLogger(__name__)
 
 # A trial's own process holds a controller: no CPU worth reserving, but memory.
 _CONTROLLER_BYTES = 256 << 20
@@ -126,7 +124,7 @@ class Driver:
         point = self._points[run_id]
         trial = record.trial_of(self._root, point)
         if error is not None and not trial.ended:
-            write_failure(self._root, failure(self._config, point, self._id, error), point)
+            record.failed(self._root, self._config, point, self._id, error)
             trial = record.trial_of(self._root, point)
         value = trial.metrics.get(self._config.objective.metric)
         best = "" if value is None else f"  {self._config.objective.metric} {value:.4f}"

@@ -1,19 +1,20 @@
 """A sweep's own record in storage, which decides what is left to do: Tune is told only that."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
+from mltrain import config as configs
+from mltrain import results
+from mltrain.config import Experiment
 from mltrain.errors import DamagedError, NotFoundError
 from mltrain.results import read_events, read_result
 from mltrain.storage import Store
 from mltrain.train.lease import LEASE
 from mltrain.tune.result import Trial
-from mltrain.tune.space import Point
-
-logger = logging.getLogger(__name__)
+from mltrain.tune.space import Point, trial_config
 
 TRIALS = "trials.json"
 
@@ -53,6 +54,29 @@ def trial_of(root: Store, point: Point) -> Trial:
         worker_seconds=result.get("worker_seconds", 0.0),
         error=result.get("error") or (result.get("reason") if result["status"] == "stopped" else None),
     )
+
+
+def failed(root: Store, sweep: Experiment, point: Point, sweep_id: str, error: str) -> None:
+    """Records the failure of a trial that could not do so itself, in its ``result.json`` and in the runs table."""
+    config, now = trial_config(sweep, point.parameters), datetime.now(UTC)
+    with results.RunLog(root, point.run_id) as log:
+        log.event("run failed", error=error)
+        log.result({"run_id": point.run_id, "root": root.uri, "status": "failed", "metrics": {}, "error": error})
+    row = results.RunRow(
+        run_id=point.run_id,
+        name=config.name,
+        kind="trial",
+        sweep_id=sweep_id,
+        status="failed",
+        started=now,
+        ended=now,
+        config=configs.to_yaml(config),
+        config_digest=configs.digest(config),
+        dataset_digest=str(config.dataset).rpartition("@")[2],
+        tags=dict(config.tags),
+        error=error,
+    )
+    results.append(root.uri, row)
 
 
 def past_reports(root: Store, points: Sequence[Point], metric: str) -> list[tuple[str, int, float]]:

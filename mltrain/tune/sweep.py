@@ -6,15 +6,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mltrain import config as configs
 from mltrain import results, train
-from mltrain.errors import MissingDependencyError, NotFoundError, StoppedError, TrainingError
-from mltrain.results import RunLog, RunRow, read_result
+from mltrain.errors import MissingDependencyError, StoppedError, TrainingError
+from mltrain.results import RunLog, RunRow, read_events
 from mltrain.storage import Store, open_store
 from mltrain.train import StopRequest, identity
 from mltrain.train.cluster import ray_cluster
 from mltrain.train.lease import Lease
 from mltrain.train.run import resume_command
+from mltrain.train.totals import Totals
 from mltrain.train.usercode import ship
 from mltrain.tune import record, space
 from mltrain.tune.result import SweepResult, Trial, best_of
@@ -87,9 +87,10 @@ class _Sweep:
         self._lease = lease
         self._stop = stop
         self._progress = progress
-        self._started = datetime.now(UTC)
         self._began = time.monotonic()
-        self._spent_s, self._first = _earlier(root, sweep_id)
+        earlier = Totals.of(read_events(root, sweep_id, kind="sweeps"))
+        self._spent_s = earlier.wall_s
+        self._started = datetime.fromtimestamp(earlier.first or time.time(), UTC)
 
     def run(self) -> SweepResult:
         left = [point for point in self._points if not record.trial_of(self._root, point).ended]
@@ -146,7 +147,7 @@ class _Sweep:
         errors = [trial.error for trial in trials if trial.error]
         error = f"all {len(trials)} trials failed; the first: {errors[0] if errors else 'no error known'}"
         self._log.event(f"sweep {status}", trials=record.summary(trials), best=best and best.run_id)
-        content = {**result.to_json(), "started": (self._first or self._started).isoformat()}
+        content = {**result.to_json(), "started": self._started.isoformat()}
         self._log.result(content)
         results.append(self._root.uri, self._row(result, best, error if failed else None))
         if stopped:
@@ -162,23 +163,14 @@ class _Sweep:
         return result
 
     def _row(self, result: SweepResult, best: Trial | None, error: str | None) -> RunRow:
-        source = self._dataset.provenance.get("table", {})
         worker_seconds = sum(trial.worker_seconds for trial in result.trials)
         return RunRow(
+            **identity.described(self._config, self._dataset),
             run_id=self._id,
-            name=self._config.name,
             kind="sweep",
             status=result.status,
-            started=self._first or self._started,
+            started=self._started,
             ended=datetime.now(UTC),
-            config=configs.to_yaml(self._config),
-            config_digest=configs.digest(self._config),
-            dataset_name=self._dataset.name,
-            dataset_digest=self._dataset.digest,
-            dataset_build=result.best.dataset["build"] if result.best else None,
-            table_uri=source.get("uri"),
-            table_id=source.get("id"),
-            table_version=source.get("version"),
             checkpoint=result.best.checkpoint if result.best else None,
             checkpoint_digest=result.best.checkpoint_digest if result.best else None,
             code_digest=result.best.factory["digest"] if result.best else None,
@@ -188,7 +180,6 @@ class _Sweep:
             workers=self._config.train.workers.max,
             worker_seconds=worker_seconds,
             gpu_seconds=worker_seconds * self._config.train.workers.gpus,
-            tags=dict(self._config.tags),
             error=error,
         )
 
@@ -198,15 +189,6 @@ def _require_ray() -> None:
         import ray.tune  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(f"sweeps need Ray Tune ({error}): pip install 'mltrain[ray]'") from error
-
-
-def _earlier(root: Store, sweep_id: str) -> tuple[float, datetime | None]:
-    """Seconds that earlier attempts took and when the first began, as far as they could say."""
-    try:
-        stored = read_result(root, sweep_id, kind="sweeps")
-    except NotFoundError:
-        return 0.0, None
-    return float(stored["wall_s"]), datetime.fromisoformat(stored["started"])
 
 
 def _steps(config: "Experiment", rows: int) -> int:

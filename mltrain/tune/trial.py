@@ -1,17 +1,15 @@
 """One trial, in the process that Tune starts for it: it holds the controller of a training and nothing else."""
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any
 
-from mltrain import results
 from mltrain.config import Experiment
 from mltrain.errors import MltrainError, StoppedError, TrainingError
-from mltrain.storage import Store, open_store
+from mltrain.storage import open_store
 from mltrain.train import Membership, Report, StopRequest, Verdict
 from mltrain.train import run as train_run
-from mltrain.train.lease import EXPIRES_S, LEASE, Holder
+from mltrain.tune import record
 from mltrain.tune.broker import Seat
 from mltrain.tune.space import Point, trial_config
 
@@ -21,7 +19,6 @@ logger = logging.getLogger(__name__)
 RUN_ID = "run_id"
 STEP = "step"
 OBJECTIVE = "objective"
-_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,10 @@ def run_trial(chosen: dict[str, str], sweep: Sweep) -> None:
         logger.info("%s", stopped)
     except Exception as error:
         logger.exception("trial %s failed", point.run_id)
-        _record_failure(config, point, sweep, error)
+        root = open_store(config.root, deadline_s=config.storage.deadline_s)
+        # Training records its own failures; this is for what failed before it could.
+        if not (isinstance(error, MltrainError) and root.exists(f"runs/{point.run_id}/result.json")):
+            record.failed(root, sweep.config, point, sweep.run_id, f"{type(error).__name__}: {error}")
     finally:
         seat.close()
 
@@ -76,10 +76,6 @@ def _train(config: Experiment, point: Point, sweep: Sweep, seat: Seat, stop: Sto
         tune.report({STEP: report.step, OBJECTIVE: report.metrics[metric], "checkpoint": report.checkpoint})
         return Verdict.STOP if seat.pruned() else Verdict.CONTINUE
 
-    root = open_store(config.root, deadline_s=config.storage.deadline_s)
-    _await_lease(root.sub(f"runs/{point.run_id}"), stop)
-    if stop.requested:
-        return
     train_run(
         config,
         run_id=point.run_id,
@@ -88,54 +84,3 @@ def _train(config: Experiment, point: Point, sweep: Sweep, seat: Seat, stop: Sto
         part_of=Membership("trial", sweep.run_id),
         stop=stop,
     )
-
-
-def _await_lease(run: Store, stop: StopRequest) -> None:
-    """A trial of a driver that was killed may be about to die: its lease ends with it, or expires."""
-    import json
-
-    deadline = time.monotonic() + EXPIRES_S
-    while run.exists(LEASE) and not stop.requested and time.monotonic() < deadline:
-        if Holder(**json.loads(run.get(LEASE))).gone(time.time()):
-            return
-        time.sleep(_POLL_S)
-
-
-def _record_failure(config: Experiment, point: Point, sweep: Sweep, error: Exception) -> None:
-    """Training records its own failures; this is for what failed before it could."""
-    root = open_store(config.root, deadline_s=config.storage.deadline_s)
-    if root.exists(f"runs/{point.run_id}/result.json") and isinstance(error, MltrainError):
-        return
-    results_row = failure(config, point, sweep.run_id, f"{type(error).__name__}: {error}")
-    write_failure(root, results_row, point)
-
-
-def failure(config: Experiment, point: Point, sweep_id: str, error: str) -> results.RunRow:
-    """The runs table's row of a trial that left none itself."""
-    from datetime import UTC, datetime
-
-    from mltrain import config as configs
-
-    now = datetime.now(UTC)
-    return results.RunRow(
-        run_id=point.run_id,
-        name=config.name,
-        kind="trial",
-        sweep_id=sweep_id,
-        status="failed",
-        started=now,
-        ended=now,
-        config=configs.to_yaml(config),
-        config_digest=configs.digest(config),
-        dataset_digest=str(config.dataset).rpartition("@")[2],
-        tags=dict(config.tags),
-        error=error,
-    )
-
-
-def write_failure(root: Store, row: results.RunRow, point: Point) -> None:
-    """Puts such a row into the runs table and into the trial's ``result.json``."""
-    with results.RunLog(root, point.run_id) as log:
-        log.event("run failed", error=row.error)
-        log.result({"run_id": row.run_id, "root": root.uri, "status": row.status, "metrics": {}, "error": row.error})
-    results.append(root.uri, row)
