@@ -51,29 +51,33 @@ def schema_of(features: Features) -> Schema:
 
 def make_rows(schema: Schema, ids: np.ndarray[Any, Any], seed: int) -> dict[str, Any]:
     """Columns of rows with these ids. A row's values depend on its id and the seed alone; the label can be learnt."""
-    rng = np.random.default_rng(seed)
     total = int(ids.max(initial=0)) + 1
     values: dict[str, Any] = {"id": ids.astype(np.int64)}
     score = np.zeros(len(ids), np.float64)
     for column in schema.features:
+        # A stream of numbers for each column: how many another one takes depends on which rows are asked for.
+        rng = _stream(seed, column.name)
         if column.kind == "numeric":
+            effect = rng.uniform(0.5, 1.5)
             values[column.name] = rng.standard_normal(total).astype(np.float32)[ids]
-            score += values[column.name] * rng.uniform(0.5, 1.5)
+            score += values[column.name] * effect
         elif column.kind == "vector":
             values[column.name] = rng.standard_normal((total, column.width)).astype(np.float32)[ids]
         elif column.ragged:
             lengths = rng.integers(0, 5, total)[ids]
             start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            elements = (np.repeat(ids, lengths) * 7 + np.arange(start[-1])) % (column.cardinality or 1)
-            values[column.name] = pa.ListArray.from_arrays(pa.array(start), pa.array(elements.astype(np.int32)))
+            elements = np.repeat(ids * 7 - start[:-1], lengths) + np.arange(start[-1])
+            elements = (elements % (column.cardinality or 1)).astype(np.int32)
+            values[column.name] = pa.ListArray.from_arrays(pa.array(start), pa.array(elements))
         else:
+            effects = rng.standard_normal(column.cardinality or 1)
             values[column.name] = rng.integers(0, column.cardinality or 1, total).astype(np.int32)[ids]
-            score += rng.standard_normal(column.cardinality or 1)[values[column.name]]
-    noise = rng.standard_normal(total)[ids]
+            score += effects[values[column.name]]
+    noise = _stream(seed, "noise").standard_normal(total)[ids]
     for column in schema.labels.values():
         values[column.name] = _targets(column, score + 0.5 * noise)
     if schema.weight is not None:
-        values["w"] = rng.uniform(0.5, 2.0, total).astype(np.float32)[ids]
+        values["w"] = _stream(seed, "w").uniform(0.5, 2.0, total).astype(np.float32)[ids]
     if "note" in schema:
         values["note"] = pa.array([None if i % 5 == 0 else f"note {i}" for i in ids.tolist()], pa.string())
     return values
@@ -120,6 +124,10 @@ def make_dataset(
     build_id = f"{name}-{manifest.digest[:8]}"
     publish(store, manifest, blobs, name=name, build_id=build_id, provenance={"source": "tests.support.datasets"})
     return Dataset.open(name, root=root)
+
+
+def _stream(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, *name.encode()])
 
 
 def _split_of(key: pa.Table, splits: Sequence[str], seed: int) -> np.ndarray[Any, Any]:
