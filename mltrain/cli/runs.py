@@ -93,7 +93,7 @@ def plot(
 ) -> None:
     """Draw learning curves as RUN_ID-curves.png, and sweeps as RUN_ID-sweep.png too; print where they are.
 
-    Runs that are named together share one picture, named after all of them.
+    Runs that are named together share one picture, named after the first.
 
     Example: mltrain runs plot adult-20261123t115242-f95927 --root s3://ml/prod --out plots/
     """

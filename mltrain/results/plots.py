@@ -10,23 +10,24 @@ import pyarrow as pa
 from mltrain.errors import MissingDependencyError, NotFoundError
 from mltrain.results.log import read_metrics
 from mltrain.results.table import get, runs
-from mltrain.results.trials import objective_of, trials_of
+from mltrain.results.trials import objective_of, space_of, trials_of
 from mltrain.storage import open_store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SIZE = (8.0, 4.5)
+_PANEL = (4.6, 3.4)
 _DPI = 144
-_SMOOTH_FROM = 200
-_LOSS = "train/loss"
+# Curves of more steps than this are means of so many intervals, the same for all runs in a picture.
+_INTERVALS = 60
+_NAMED = 12
 
 
 def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]:
-    """Draws runs and sweeps into ``<out>/<name>.png`` files.
+    """Draws learning curves into ``<out>/<run-id>-curves.png``, and of a sweep also ``<run-id>-sweep.png``.
 
-    Learning curves of all runs (of all trials, for a sweep) share one picture; every sweep gets an overview too.
+    Runs that are drawn together (for a sweep: its trials) share one picture, named after the first.
 
     Returns:
         The files.
@@ -38,57 +39,76 @@ def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    curves: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+    objectives: dict[str, None] = {}
     for run_id in run_ids:
         row = get(root, run_id)
+        metric, mode = objective_of(row)
+        objectives[metric] = None
         if row["kind"] == "sweep":
             trials = trials_of(runs(root), row)
-            files.append(sweep_overview(trials, *objective_of(row), directory / f"{run_id}-sweep.png"))
-            curves |= {trial["run_id"]: trial for trial in trials}
+            files.append(sweep_overview(trials, space_of(row), metric, mode, directory / f"{run_id}-sweep.png"))
+            ranked = sorted(trials, key=lambda trial: _rank(trial, metric, mode))
+            prefix = f"{run_id}-" if len(run_ids) == 1 else ""
+            names |= {trial["run_id"]: trial["run_id"].removeprefix(prefix) for trial in ranked}
         else:
-            curves[run_id] = row
+            names[run_id] = run_id
     store = open_store(root)
-    histories = {run_id: read_metrics(store, run_id) for run_id in curves}
-    stem = run_ids[0] if len(run_ids) == 1 else "runs"
-    return [*files, *learning_curves(histories, directory, stem)]
+    histories = {name: read_metrics(store, run_id) for run_id, name in names.items()}
+    more = f"-and-{len(run_ids) - 1}-more" if len(run_ids) > 1 else ""
+    return [*files, learning_curves(histories, list(objectives), directory / f"{run_ids[0]}{more}-curves.png")]
 
 
-def learning_curves(histories: Mapping[str, pa.Table], directory: Path, stem: str) -> list[Path]:
-    """The training loss and every metric of the other splits over steps, a line a run.
+def learning_curves(histories: Mapping[str, pa.Table], objectives: Sequence[str], file: Path) -> Path:
+    """The objective, and the loss in training and on the objective's split, over steps: a line a run.
 
     Args:
-        histories: by run id, as :func:`mltrain.results.read_metrics` answers.
-        directory: where the pictures go.
-        stem: what their names start with.
+        histories: by name, as :func:`mltrain.results.read_metrics` answers. The first is drawn on top of the others.
+        objectives: metrics that the runs were judged by.
+        file: the picture.
 
     Raises:
         NotFoundError: no run has metrics.
         MissingDependencyError: matplotlib is not installed.
     """
+    losses = ["train/loss", *(f"{metric.partition('/')[0]}/loss" for metric in objectives)]
     recorded = {name for history in histories.values() for name in history.column_names}
-    names = sorted(name for name in recorded if "/" in name and (name == _LOSS or not name.startswith("train/")))
+    names = [name for name in dict.fromkeys((*objectives, *losses)) if name in recorded]
     if not names:
         raise NotFoundError(f"nothing to draw: {', '.join(histories) or 'no run'} recorded no metrics")
-    figure = _figure(_SIZE[0], 3.2 * ((len(names) + 1) // 2))
-    axes = figure.subplots((len(names) + 1) // 2, min(2, len(names)), squeeze=False).flatten()
-    for axis, name in zip(axes, names, strict=False):
-        for run_id, history in histories.items():
-            if name in history.column_names:
-                _line(axis, history, name, run_id)
+    last = max((max(history["step"].to_pylist(), default=0) for history in histories.values()), default=0)
+    figure = _figure(len(names))
+    axes = figure.subplots(1, len(names), squeeze=False).flatten()
+    colors = _colors(len(histories))
+    for axis, name in zip(axes, names, strict=True):
+        limits = []
+        for number, (label, history) in reversed(list(enumerate(histories.items()))):
+            steps, values = _curve(history, name, -(-last // _INTERVALS))
+            marker = None if name.startswith("train/") and len(values) > 1 else "."
+            width = 1.2 if number else 2.2
+            axis.plot(steps, values, label=label, color=colors[number], linewidth=width, marker=marker)
+            if len(values) > 1:
+                limits += [min(values), max(values)]
+        _limit(axis, limits)
         axis.set(title=name, xlabel="step")
-    for axis in axes[len(names) :]:
-        axis.remove()
     if len(histories) > 1:
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="x-small")
-    return [_save(figure, directory / f"{stem}-curves.png")]
+        entries = list(zip(handles[::-1], labels[::-1], strict=True))[:_NAMED]
+        title = f"the first {_NAMED} of {len(histories)}" if len(histories) > _NAMED else None
+        columns = 6 if max(map(len, labels)) < 16 else 2
+        legend = zip(*entries, strict=True)
+        figure.legend(*legend, loc="outside lower center", ncols=columns, fontsize="small", title=title)
+    return _save(figure, file)
 
 
-def sweep_overview(trials: Sequence[Mapping[str, Any]], metric: str, mode: str, file: Path) -> Path:
-    """What every trial reached for what it took, and how the best value came about.
+def sweep_overview(
+    trials: Sequence[Mapping[str, Any]], space: Mapping[str, Mapping[str, Any]], metric: str, mode: str, file: Path
+) -> Path:
+    """What trials reached: over each parameter, and one after another with the best so far.
 
     Args:
-        trials: rows of the runs table.
+        trials: rows of the runs table with their ``parameters``.
+        space: how each parameter was drawn, as the config has it.
         metric: the objective's name.
         mode: ``min`` or ``max``.
         file: the picture.
@@ -96,49 +116,99 @@ def sweep_overview(trials: Sequence[Mapping[str, Any]], metric: str, mode: str, 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    figure = _figure(*_SIZE)
-    reached, history = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-    measured = [trial for trial in trials if metric in trial["metrics"]]
-    # Trials without workers of their own hold none.
-    cost = "worker_seconds" if any(trial["worker_seconds"] for trial in trials) else "wall_s"
-    for status in sorted({trial["status"] for trial in measured}):
-        chosen = [trial for trial in measured if trial["status"] == status]
-        values = [trial["metrics"][metric] for trial in chosen]
-        reached.scatter([trial[cost] for trial in chosen], values, label=f"{status} ({len(chosen)})")
-        for trial, value in zip(chosen, values, strict=True):
-            name = trial["run_id"].rsplit("-", 1)[-1]
-            reached.annotate(name, (trial[cost], value), (4, 2), textcoords="offset points", fontsize="x-small")
-    best = np.minimum if mode == "min" else np.maximum
-    in_order = [trial["metrics"][metric] for trial in sorted(measured, key=lambda trial: trial["ended"])]
-    if in_order:
-        history.step(range(1, len(in_order) + 1), best.accumulate(in_order), where="post", marker=".")
-        reached.legend(fontsize="small")
-    reached.set(title=f"{len(trials)} trials", xlabel=cost.replace("_", " "), ylabel=metric)
-    history.set(title="best so far", xlabel="trials that have ended")
+    panels = len(space) + 1
+    figure = _figure(panels)
+    axes = figure.subplots(*_grid(panels), squeeze=False, sharey=True).flatten()
+    measured = sorted((trial for trial in trials if metric in trial["metrics"]), key=lambda trial: trial["ended"])
+    top = min(measured, key=lambda trial: _rank(trial, metric, mode), default=None)
+    history = axes[len(space)]
+    for axis, (key, way) in zip(axes, space.items(), strict=False):
+        if any(how.startswith(("log", "qlog")) for how in way):
+            axis.set_xscale("log")
+        _points(axis, [_place(trial["parameters"][key]) for trial in measured], measured, metric, top)
+        axis.set(xlabel=key)
+    _points(history, list(range(1, len(measured) + 1)), measured, metric, top)
+    if measured:
+        best = np.minimum if mode == "min" else np.maximum
+        values = best.accumulate([trial["metrics"][metric] for trial in measured])
+        history.step(range(1, len(values) + 1), values, where="post", color="0.4", zorder=1, label="best so far")
+        handles, labels = history.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
+    history.set(xlabel="trials, as they ended")
+    history.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes[:: _grid(panels)[1]]:
+        axis.set(ylabel=metric)
+    for axis in axes[panels:]:
+        axis.remove()
+    figure.suptitle(f"{file.stem.removesuffix('-sweep')}: {len(trials)} trials", fontsize="medium")
     return _save(figure, file)
 
 
-def _line(axis: "Axes", history: pa.Table, name: str, label: str) -> None:
+def _points(
+    axis: "Axes", places: Sequence[Any], trials: Sequence[Mapping[str, Any]], metric: str, top: Mapping[str, Any] | None
+) -> None:
+    """A point a trial, of a colour that says how it ended; a ring around the best."""
+    for number, status in enumerate(sorted({trial["status"] for trial in trials})):
+        chosen = [index for index, trial in enumerate(trials) if trial["status"] == status]
+        values = [trials[index]["metrics"][metric] for index in chosen]
+        axis.scatter([places[index] for index in chosen], values, color=f"C{number}", label=status, zorder=2)
+    for place, trial in zip(places, trials, strict=True):
+        if trial is top:
+            label = f"best: {trial['run_id'].rsplit('-', 1)[-1]}"
+            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "s": 120, "zorder": 3}
+            axis.scatter([place], [trial["metrics"][metric]], label=label, **ring)
+
+
+def _place(value: Any) -> Any:
+    """Where on an axis: numbers where they are, anything else at a place of its own."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _rank(trial: Mapping[str, Any], metric: str, mode: str) -> float:
+    value = trial["metrics"].get(metric, np.nan)
+    return float(np.nan_to_num(value if mode == "min" else -value, nan=np.inf))
+
+
+def _curve(history: pa.Table, name: str, width: int) -> tuple[Any, Any]:
+    """Steps and values of a metric, as means over intervals of ``width`` steps."""
+    if name not in history.column_names:
+        return [], []
     values, steps = history[name].to_numpy(), history["step"].to_numpy()
     taken = np.isfinite(values)
     values, steps = values[taken], steps[taken]
-    if len(values) >= _SMOOTH_FROM:
-        width = len(values) // (_SMOOTH_FROM // 4)
-        values, steps = (_means(column, width) for column in (values, steps))
-    axis.plot(steps, values, label=label, linewidth=1.2, marker="." if len(values) < 30 else None)
+    _, interval = np.unique((steps - 1) // max(1, width), return_inverse=True)
+    counts = np.bincount(interval)
+    return np.bincount(interval, weights=steps) / counts, np.bincount(interval, weights=values) / counts
 
 
-def _means(values: Any, width: int) -> Any:
-    whole = len(values) // width * width
-    return np.asarray(values[:whole], dtype=float).reshape(-1, width).mean(axis=1)
+def _limit(axis: "Axes", ends: Sequence[float]) -> None:
+    """The range of the runs that have a curve: one that has but a point must not flatten them."""
+    if ends and min(ends) < max(ends):
+        margin = 0.05 * (max(ends) - min(ends))
+        axis.set_ylim(min(ends) - margin, max(ends) + margin)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _colors(count: int) -> list[Any]:
+    if count <= 10:
+        return [f"C{number}" for number in range(count)]
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0.0, 0.9, count)))
+
+
+def _figure(panels: int) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(f"plots need matplotlib ({error}): pip install 'mltrain[notebook]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    rows, columns = _grid(panels)
+    return Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.4), layout="constrained")
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """Rows and columns of panels."""
+    columns = 2 if panels == 4 else min(3, panels)
+    return -(-panels // columns), columns
 
 
 def _save(figure: "Figure", file: Path) -> Path:
