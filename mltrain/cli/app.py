@@ -17,7 +17,7 @@ from mltrain.cli import output
 from mltrain.cli.config import config
 from mltrain.cli.dataset import dataset
 from mltrain.cli.machine import demo, doctor, jobs
-from mltrain.cli.options import INTERRUPTED, TERMINATED, Terminated, terminate
+from mltrain.cli.options import INTERRUPTED, TERMINATED, Terminated, example, terminate
 from mltrain.cli.runs import runs
 from mltrain.cli.train import train
 from mltrain.cli.tune import tune
@@ -39,10 +39,17 @@ _EXTRAS = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    epilog=example("mltrain demo"),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True},
+)
 @click.version_option(mltrain.__version__, prog_name="mltrain")
 def command() -> None:
-    """From a Delta Lake table to a trained, evaluated, recorded model on preemptible GPU nodes."""
+    """From a Delta Lake table to a trained, evaluated, recorded model on preemptible GPU nodes.
+
+    Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 1 the work failed, or what was checked is
+    damaged; 2 the request was wrong; 75 stopped, and the command that is printed goes on.
+    """
 
 
 for each in (demo, doctor, config, dataset, train, tune, runs, jobs):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import click
 
-from mltrain.cli.options import common, config_options, needed
+from mltrain.cli.options import common, config_options, example, needed
 from mltrain.cli.output import Output
 
 
@@ -13,7 +13,7 @@ def config() -> None:
     """Dataset and experiment files."""
 
 
-@config.command()
+@config.command(epilog=example("mltrain config check -c sweep.yaml -s train.epochs=2"))
 @config_options
 @common
 def check(out: Output, config: str | None, overrides: Sequence[str]) -> None:

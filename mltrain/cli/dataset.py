@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mltrain.cli.options import common, config_options, load, needed, root_of
+from mltrain.cli.options import common, config_options, example, load, needed, root_of
 from mltrain.cli.output import Output, table
 from mltrain.errors import RequestError
 
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from mltrain.data import Dataset
 
 _reference = click.argument("reference", required=False, metavar="[NAME|NAME@DIGEST|DIGEST|URI]")
-_root = click.option("--root", metavar="URI", help="Where the dataset lies, if it is named without a URI and a file.")
+_root = click.option(
+    "--root",
+    metavar="URI",
+    help="Where the dataset lies, if it is named without a URI and a file.",
+    show_default="./out",
+)
 
 
 @click.group()
@@ -22,7 +27,7 @@ def dataset() -> None:
     """Datasets: made from Delta tables, read by trainings."""
 
 
-@dataset.command()
+@dataset.command(epilog=example("mltrain dataset build -c adult.yaml -s dataset.version=42"))
 @config_options
 @common
 def build(out: Output, config: str | None, overrides: Sequence[str]) -> None:
@@ -43,7 +48,7 @@ def build(out: Output, config: str | None, overrides: Sequence[str]) -> None:
     )
 
 
-@dataset.command()
+@dataset.command(epilog=example("mltrain dataset show adult --root s3://ml/prod"))
 @_reference
 @config_options
 @_root
@@ -54,7 +59,7 @@ def show(out: Output, reference: str | None, config: str | None, overrides: Sequ
     out.result(summary, *_shown(summary))
 
 
-@dataset.command()
+@dataset.command(epilog=example("mltrain dataset verify s3://ml/prod/datasets/adult"))
 @_reference
 @config_options
 @_root
@@ -69,7 +74,7 @@ def verify(out: Output, reference: str | None, config: str | None, overrides: Se
     return 0 if report.ok else 1
 
 
-@dataset.command()
+@dataset.command(epilog=example("mltrain dataset diff adult-2025 adult-2026 --root s3://ml/prod"))
 @click.argument("before", metavar="BEFORE")
 @click.argument("after", metavar="AFTER")
 @config_options

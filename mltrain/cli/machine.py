@@ -5,11 +5,11 @@ from typing import Literal
 
 import click
 
-from mltrain.cli.options import common, config_options, resumable, root_of
+from mltrain.cli.options import common, config_options, example, resumable, root_of
 from mltrain.cli.output import Output, table
 
 
-@click.command()
+@click.command(epilog=example("mltrain demo", "mltrain demo --root s3://bucket/prefix --trials 4"))
 @click.option("--root", metavar="URI", default="./out", help="Where everything goes: a path or a URI.")
 @click.option("--trials", default=8, type=click.IntRange(min=1), help="Trials of the sweep.")
 @click.option("--workers", default=2, type=click.IntRange(min=0), help="Workers of each trial.")
@@ -23,10 +23,10 @@ def demo(out: Output, root: str, trials: int, workers: int, run_id: str | None) 
     whole_path(root, trials, workers, run_id, out)
 
 
-@click.command()
+@click.command(epilog=example("mltrain doctor", "mltrain doctor --on ray -c sweep.yaml"))
 @click.option("--on", type=click.Choice(["spark", "ray"]), help="Look at Spark's executors or Ray's workers.")
 @config_options
-@click.option("--root", metavar="URI", help="Where artefacts would go, if no file says it. By default ./out.")
+@click.option("--root", metavar="URI", help="Where artefacts would go, if no file says it.", show_default="./out")
 @common
 def doctor(
     out: Output, on: Literal["spark", "ray"] | None, config: str | None, overrides: Sequence[str], root: str | None
@@ -48,7 +48,7 @@ def jobs() -> None:
     """Scripts and jars for spark-submit and ray job submit."""
 
 
-@jobs.command()
+@jobs.command(epilog=example("spark-submit $(mltrain jobs path build_dataset) -c adult.yaml"))
 @click.argument("name", type=click.Choice(["build_dataset", "train", "sweep"]))
 @common
 def path(out: Output, name: str) -> None:
@@ -59,7 +59,7 @@ def path(out: Output, name: str) -> None:
     out.result({"path": found}, found)
 
 
-@jobs.command()
+@jobs.command(epilog=example("spark-submit --packages $(mltrain jobs packages) ..."))
 @common
 def packages(out: Output) -> None:
     """Print what follows spark-submit --packages."""

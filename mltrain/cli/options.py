@@ -25,13 +25,22 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
 
 
+def example(*commands: str) -> str:
+    """Commands to copy, for the end of a help page."""
+    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
+
+
 def common(function: Command) -> Command:
     """Adds ``--output`` and ``--debug``; the function gets an entered `Output` as its first argument."""
 
     @click.option(
-        "--output", "format", type=click.Choice(["text", "json"]), default="text", help="For people, or for machines."
+        "--output",
+        "format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="What stdout gets: tables for people, or one JSON document with everything, for programs.",
     )
-    @click.option("--debug", is_flag=True, help="Show tracebacks and everything that is logged.")
+    @click.option("--debug", is_flag=True, show_default=False, help="Show tracebacks and everything that is logged.")
     @functools.wraps(function)
     def command(*arguments: Any, format: Any, debug: bool, **options: Any) -> int | None:
         with Output(format) as out:

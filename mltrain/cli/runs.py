@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from mltrain.cli.options import common, config_options, root_of
+from mltrain.cli.options import common, config_options, example, root_of
 from mltrain.cli.output import Output, Table, short, table
 from mltrain.cli.tables import best_line, events_table, metrics_table, trials_table
 
-_root = click.option("--root", metavar="URI", help="Where the runs are: a path or a URI. By default ./out.")
+_root = click.option("--root", metavar="URI", help="Where the runs are: a path or a URI.", show_default="./out")
 _WIDE = (
     "kind", "name", "epochs", "workers", "losses_survived", "downtime_s", "worker_seconds", "gpu_seconds", "cost",
     "started", "dataset_name", "table_version", "error",
@@ -25,16 +25,13 @@ def runs() -> None:
     """
 
 
-@runs.command("list")
+@runs.command("list", epilog=example("mltrain runs list --root s3://ml/prod"))
 @config_options
 @_root
 @click.option("--wide", is_flag=True, help="Show more columns, in a block of their own where they do not fit.")
 @common
 def list_(out: Output, config: str | None, overrides: Sequence[str], root: str | None, wide: bool) -> None:
-    """Print all runs below a root, a line each; trials below their sweep, by their number.
-
-    Example: mltrain runs list --root s3://ml/prod
-    """
+    """Print all runs below a root, a line each; trials below their sweep, by their number."""
     from mltrain import results
 
     rows = results.runs(root_of(config, overrides, root)).to_pylist(maps_as_pydicts="strict")
@@ -42,7 +39,7 @@ def list_(out: Output, config: str | None, overrides: Sequence[str], root: str |
     out.result(rows, table([*heads, *(_WIDE if wide else ())], _lines(rows, wide)))
 
 
-@runs.command()
+@runs.command(epilog=example("mltrain runs show adult-20261123t115242-f95927 --root s3://ml/prod"))
 @click.argument("run_id")
 @config_options
 @_root
@@ -51,8 +48,6 @@ def show(out: Output, run_id: str, config: str | None, overrides: Sequence[str],
     """Print one run: what it is, what it set, its metrics, and what happened to it; of a sweep, its trials.
 
     Digests and the whole config are in what --output json prints.
-
-    Example: mltrain runs show adult-20261123t115242-f95927 --root s3://ml/prod
     """
     from mltrain import results
 
@@ -70,7 +65,7 @@ def show(out: Output, run_id: str, config: str | None, overrides: Sequence[str],
     out.result(row, *parts, events_table(row["events"], metric))
 
 
-@runs.command()
+@runs.command(epilog=example("mltrain runs plot adult-20261123t115242-f95927 --root s3://ml/prod --out plots/"))
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
 @config_options
 @_root
@@ -94,8 +89,6 @@ def plot(
     """Draw learning curves as RUN_ID-curves.png, and sweeps as RUN_ID-sweep.png too; print where they are.
 
     Runs that are named together share one picture, named after the first.
-
-    Example: mltrain runs plot adult-20261123t115242-f95927 --root s3://ml/prod --out plots/
     """
     from mltrain import results
 

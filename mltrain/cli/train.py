@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mltrain.cli.options import common, config_options, needed, resumable
+from mltrain.cli.options import common, config_options, example, needed, resumable
 from mltrain.cli.output import Output
 from mltrain.cli.tables import metrics_table
 
@@ -18,9 +18,9 @@ def train() -> None:
     """Trainings."""
 
 
-@train.command()
+@train.command(epilog=example("mltrain train run -c sweep.yaml -s train.epochs=2 -s train.workers=0"))
 @config_options
-@click.option("--run-id", metavar="ID", help="Creates this run, or resumes it. By default NAME-UTC-RANDOM.")
+@click.option("--run-id", metavar="ID", help="Creates this run, or resumes it.", show_default="NAME-UTC-RANDOM")
 @common
 @resumable
 def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str | None) -> None:
@@ -28,6 +28,9 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     from mltrain import config as configs
 
     experiment = configs.load_experiment(needed(config), overrides)
+    model, goal = experiment.model, experiment.objective
+    default = ", the default" if model == configs.ModelConfig() else ""
+    out.progress(f"model {model.factory}{default}; best is the {goal.mode} of {goal.metric}")
     from mltrain import train as trainings
 
     result = trainings.run(experiment, run_id=run_id, progress=out.progress)

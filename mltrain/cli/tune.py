@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from mltrain.cli.options import common, config_options, needed, resumable
+from mltrain.cli.options import common, config_options, example, needed, resumable
 from mltrain.cli.output import Output, plain
 from mltrain.cli.tables import sweep_parts
 
@@ -15,9 +15,9 @@ def tune() -> None:
     """Sweeps over hyperparameters."""
 
 
-@tune.command()
+@tune.command(epilog=example("mltrain tune run -c sweep.yaml -s tune.trials=16 --run-id adult-nov"))
 @config_options
-@click.option("--run-id", metavar="ID", help="Creates this sweep, or resumes it. By default NAME-UTC-RANDOM.")
+@click.option("--run-id", metavar="ID", help="Creates this sweep, or resumes it.", show_default="NAME-UTC-RANDOM")
 @common
 @resumable
 def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str | None) -> int:

@@ -53,6 +53,16 @@ def test_a_training_is_recorded_shown_and_drawn(tmp_path: Path, capsys: pytest.C
         assert len(capsys.readouterr().out.splitlines()) > 3
 
 
+def test_a_training_says_which_model_it_chose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_dataset(tmp_path, rows=500)
+    (tmp_path / "made.yaml").write_text("{name: made, root: ., dataset: made}")
+    words = ["train", "run", "-c", str(tmp_path / "made.yaml"), "-s", "train.max_steps=2"]
+    assert run(words) == 0
+    said = capsys.readouterr()
+    assert "model mltrain.models:tabular_mlp, the default; best is the min of validation/loss" in said.err
+    assert "Best: step 2 (epoch " in said.out
+
+
 def test_a_user_s_own_model_trains_with_its_own_loss_optimizer_and_metrics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,11 @@
 """What people see of a command: which lines of progress stay, and tables that fit."""
 
+from collections.abc import Iterator
+
+import click
 import pytest
 
+from mltrain.cli.app import command
 from mltrain.cli.output import Output, table
 from mltrain.progress import Passing
 
@@ -70,3 +74,17 @@ def test_a_result_is_as_wide_as_columns_says(
         out.result({}, table(["a", "b"], [[RUN, "word " * 30]]))
     widest = max(map(len, capsys.readouterr().out.splitlines()))
     assert int(columns) - 10 < widest <= int(columns)
+
+
+def _commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, one in group.commands.items():
+        if isinstance(one, click.Group):
+            yield from _commands(one, f"{path} {name}")
+        else:
+            yield f"{path} {name}", one
+
+
+@pytest.mark.parametrize(("words", "one"), list(_commands(command, "mltrain")))
+def test_every_help_page_ends_with_an_example_of_its_command(words: str, one: click.Command) -> None:
+    said = one.get_help(click.Context(one))
+    assert words in said[said.index("Example") :]
