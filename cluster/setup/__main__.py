@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
     if "--lock" in arguments:
         environments.lock(python)
         return
+    new = not (_ROOT / ".venv").exists()
     with cache.locked(_ROOT):
         environments.make(_ROOT / ".venv", python, Wheel(python, nccl="--nccl" in arguments))
         environments.run(_ROOT / ".venv" / "bin" / "python", "-m", "cluster.setup.jars")
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> None:
     for each in prerequisites.check_hosts() if tests else []:
         install = f"; Debian: apt-get install {each.package}" if each.package else ""
         print(f"setup: some tests will be skipped without {each.what}{install}", file=sys.stderr)
+    if new:
+        print("setup: done; `source .venv/bin/activate` puts mltrain on the PATH", file=sys.stderr)
 
 
 if __name__ == "__main__":
