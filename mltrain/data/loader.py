@@ -23,7 +23,7 @@ STATE_VERSION = 1
 _HELD = 2
 _JOIN_S = 0.2
 # Steps are planned together, about this many rows at a time: planning one costs nearly as much as planning several.
-_PLANNED_ROWS = 1 << 16
+_PLANNED_ROWS = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)

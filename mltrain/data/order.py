@@ -44,8 +44,9 @@ _VERSION = "mltrain-order-2"
 ROUNDS = 4
 # Blocks of a window and rows of a block fit 16 bits, so that products of them fit 32.
 _MAX_BLOCKS = (1 << 16) - 1
-# Pieces at least this long are dealt one at a time, with one set of scalars each.
-_LONG_PIECE = 512
+# Long pieces, which are few, are dealt one at a time, from tables of their windows' blocks.
+_LONG_PIECE = 1024
+_TABLES = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,6 +202,7 @@ class ShuffledEpoch:
         self._window_starts = cut_windows(self._line_starts, self._lane_starts, window)
         # Consecutive steps lie in the same windows.
         self._windows = functools.lru_cache(maxsize=4)(self._describe)
+        self._tables = functools.lru_cache(maxsize=_TABLES)(_block_table)
 
     def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
         """What one rank reads in each of some consecutive steps: by place in the line, so by shard, rows ascending."""
@@ -281,20 +283,58 @@ class ShuffledEpoch:
             *radices(slices),
             windows.round_keys[:, window],
         )
-        return _deal(
+        return self._deal(
             (start - turn * blocks).astype(np.uint32),
             stop - start,
             last,
             windows.start[window].astype(np.uint32 if self.total < 1 << 32 else np.int64),
-            (
-                slices.astype(np.uint32),
-                windows.longer[window],
-                np.where(last, slices, shift).astype(np.uint32),
-                windows.block_key[window],
-                windows.rotation[window],
-                windows.size[window].astype(np.uint32),
-            ),
+            np.where(last, slices, shift).astype(np.uint32),
+            windows,
+            window,
         )
+
+    def _deal(
+        self,
+        first: _U32,
+        lengths: Rows,
+        last: NDArray[np.bool_],
+        origin: NDArray[Any],
+        shift: _U32,
+        windows: _Windows,
+        window: Rows,
+    ) -> NDArray[Any]:
+        """Places in the line of pieces, one after the other.
+
+        Args:
+            first: number in its slice of each piece's first row.
+            lengths: rows of each piece.
+            last: whether its slice is the last one, of the longer blocks alone.
+            origin: where its window starts in the line.
+            shift: P(t) of its slice, S for the last one.
+            windows: the windows at hand.
+            window: which of them.
+        """
+        size = windows.size.astype(np.uint32)
+        each = (windows.slices.astype(np.uint32), windows.longer, windows.block_key, windows.rotation)
+        out = np.empty(int(lengths.sum()), origin.dtype)
+        if len(first) * _LONG_PIECE > len(out):
+            number = np.repeat(first, lengths) + _ranks(lengths).astype(np.uint32)
+            where = np.repeat(window, lengths)
+            of_last = np.flatnonzero(np.repeat(last, lengths))
+            number[of_last] = _longer_block(number[of_last], windows.longer[where[of_last]])
+            table = _blocks(number, *(values[where] for values in each))
+            np.add(_dealt(*table, np.repeat(shift, lengths), size[where]), np.repeat(origin, lengths), out=out)
+            return out
+        end = 0
+        for i, (low, length, w) in enumerate(zip(first.tolist(), lengths.tolist(), window.tolist(), strict=True)):
+            table = self._tables(int(windows.blocks[w]), *(int(values[w]) for values in each))
+            taken: slice | _U32 = slice(low, low + length)
+            if last[i]:
+                taken = _longer_block(np.arange(low, low + length, dtype=np.uint32), windows.longer[w])
+            rows, hashed, begin = (column[taken] for column in table)
+            np.add(_dealt(rows, hashed, begin, shift[i], size[w]), origin[i], out=out[end : end + length])
+            end += length
+        return out
 
     def _at_hand(self, numbers: Rows) -> tuple[_Windows, Rows]:
         """The windows of these numbers, each once, and where each number is among them."""
@@ -337,7 +377,7 @@ def _by_shard(places: NDArray[Any], windows: _Windows) -> list[Segment]:
     # They are a few ascending runs already, which a merge sort only has to put in order.
     places.sort(kind="stable")
     bounds = np.searchsorted(places, windows.fragment_starts.astype(places.dtype))
-    counts = np.diff(bounds, append=len(places))
+    counts = np.append(bounds[1:], len(places)) - bounds
     rows = places - np.repeat(windows.fragment_starts, counts)
     return [
         Segment(shard, rows[low : low + count], count)
@@ -408,69 +448,48 @@ def mix64(values: _U64, key: int) -> _U64:
     return z ^ (z >> np.uint64(31))
 
 
-def _deal(
-    first: _U32, lengths: Rows, last: NDArray[np.bool_], origin: NDArray[Any], each: tuple[_U32, ...]
-) -> NDArray[Any]:
-    """Places in the line of pieces, one after the other.
-
-    Args:
-        first: number in its slice of each piece's first row.
-        lengths: rows of each piece.
-        last: whether its slice is the last one, of the longer blocks alone.
-        origin: where its window starts in the line.
-        each: its parameters of :func:`_dealt`.
-    """
-    out = np.empty(int(lengths.sum()), origin.dtype)
-    if len(first) * _LONG_PIECE > len(out):
-        number = np.repeat(first, lengths) + _ranks(lengths).astype(np.uint32)
-        parameters = tuple(np.repeat(values, lengths) for values in each)
-        of_last = np.flatnonzero(np.repeat(last, lengths))
-        number[of_last] = _longer_block(number[of_last], parameters[1][of_last])
-        np.add(_dealt(number, *parameters), np.repeat(origin, lengths), out=out)
-        return out
-    end = 0
-    for i, length in enumerate(lengths.tolist()):
-        number = np.arange(first[i], first[i] + np.uint32(length), dtype=np.uint32)
-        parameters = tuple(values[i] for values in each)
-        block = _longer_block(number, parameters[1]) if last[i] else number
-        np.add(_dealt(block, *parameters), origin[i], out=out[end : end + length])
-        end += length
-    return out
+def _block_table(blocks: int, slices: int, longer: int, key: int, rotation: int) -> tuple[_U32, _U32, _U32]:
+    """:func:`_blocks` of a whole window."""
+    block = np.arange(blocks, dtype=np.uint32)
+    return _blocks(block, np.uint32(slices), np.uint32(longer), np.uint32(key), np.uint32(rotation))
 
 
-def _dealt(block: _U32, slices: Any, longer: Any, shift: Any, key: Any, rotation: Any, size: Any) -> _U32:
-    """Place in its window of the row that a slice takes of each block. ``block`` is overwritten.
+def _blocks(block: _U32, slices: Any, longer: Any, key: Any, rotation: Any) -> tuple[_U32, _U32, _U32]:
+    """Of blocks: their rows, h, and where they begin.
 
     Args:
         block: j.
         slices: S.
         longer: of the window.
-        shift: P(t), or S for the last slice.
         key: for h.
         rotation: of the window.
-        size: m.
     """
-    row: _U32 = block + key
-    row *= np.uint32(0x9E3779B1)
-    row ^= row >> np.uint32(15)
-    row *= np.uint32(0x85EBCA77)
-    row >>= np.uint32(16)
-    begin = block * longer
+    begin: _U32 = block * longer
     rows = begin & np.uint32(0xFFFF)
     rows += longer
     rows >>= np.uint32(16)
     rows += slices
-    row *= rows
-    row >>= np.uint32(16)
-    row += shift
-    # Both are below the block's rows, so one subtraction suffices; below zero it wraps to a large number.
-    np.minimum(row, np.subtract(row, rows, out=rows), out=row)
     begin >>= np.uint32(16)
-    block *= slices
-    row += block
+    begin += block * slices
+    begin += rotation
+    hashed: _U32 = block + key
+    hashed *= np.uint32(0x9E3779B1)
+    hashed ^= hashed >> np.uint32(15)
+    hashed *= np.uint32(0x85EBCA77)
+    hashed >>= np.uint32(16)
+    hashed *= rows
+    hashed >>= np.uint32(16)
+    return rows, hashed, begin
+
+
+def _dealt(rows: _U32, hashed: _U32, begin: _U32, shift: Any, size: Any) -> _U32:
+    """Place in its window of the row that a slice takes of each block; ``shift`` is P(t), or S for the last slice."""
+    row: _U32 = hashed + shift
+    # Both are below the block's rows, so one subtraction suffices; below zero it wraps to a large number.
+    scratch = row - rows
+    np.minimum(row, scratch, out=row)
     row += begin
-    row += rotation
-    np.minimum(row, np.subtract(row, size, out=rows), out=row)
+    np.minimum(row, np.subtract(row, size, out=scratch), out=row)
     return row
 
 
