@@ -164,17 +164,25 @@ def duplicates(columns: pa.Table | pa.RecordBatch, hashes: Hashes) -> list[tuple
 def multiset(columns: pa.Table | pa.RecordBatch) -> int:
     """Order-free hash of the rows: the sum of their 128-bit hashes modulo 2**128.
 
-    A row's hash is ``high * 2**64 + low`` of two signed 64-bit hashes, so that Spark's sums of each as decimals
-    (:func:`multiset_sql`) give the same number through :func:`combine_multiset`.
+    A row's hash is ``high * 2**64 + low`` of two signed 64-bit hashes: those that Spark computes by
+    :func:`multiset_sql`, and whose sums :func:`combine_multiset` combines.
     """
-    sums = [_signed_sum(hash_rows(columns, domain=domain, seed=0)) for domain in _MULTISET_DOMAINS]
-    return combine_multiset(sums[0], sums[1])
+    high, low = (signed_sum(hash_rows(columns, domain=domain, seed=0)) for domain in _MULTISET_DOMAINS)
+    return combine_multiset(high, low)
 
 
 def multiset_sql(schema: pa.Schema) -> tuple[str, str]:
-    """Two Spark SQL aggregates (decimal, to be read as ints) for :func:`combine_multiset`."""
+    """Two Spark SQL expressions, the high and the low hash of a row: their sums are for :func:`combine_multiset`."""
     high, low = (hash_sql(schema, domain=domain, seed=0) for domain in _MULTISET_DOMAINS)
-    return f"sum(CAST({high} AS DECIMAL(38, 0)))", f"sum(CAST({low} AS DECIMAL(38, 0)))"
+    return high, low
+
+
+def signed_sum(hashes: NDArray[np.int64] | Hashes) -> int:
+    """The exact sum of hashes as signed numbers, for up to 2**31 of them."""
+    signed = hashes.view(np.int64)
+    high = int(np.sum(signed >> 32, dtype=np.int64))
+    low = int(np.sum(signed & 0xFFFFFFFF, dtype=np.int64))
+    return (high << 32) + low
 
 
 def combine_multiset(high_sum: int, low_sum: int) -> int:
@@ -290,13 +298,6 @@ def _hash_long(values: NDArray[np.int64] | np.int64, seeds: Hashes) -> Hashes:
 
 def _rotate(values: Hashes, bits: int) -> Hashes:
     return (values << np.uint64(bits)) | (values >> np.uint64(64 - bits))
-
-
-def _signed_sum(hashes: Hashes) -> int:
-    signed = hashes.view(np.int64)
-    high = int(np.sum(signed >> 32, dtype=np.int64))
-    low = int(np.sum(signed & 0xFFFFFFFF, dtype=np.int64))
-    return (high << 32) + low
 
 
 def _order_ties(

@@ -78,16 +78,51 @@ def write_shard(columns: Columns, schema: Schema, *, identity: pa.Table | pa.Rec
     Raises:
         ValueError: a column is missing, has nulls, or another shape or type than the schema says.
     """
-    arrays = {column.name: _array(columns, column) for column in schema.columns}
-    rows = len(next(iter(arrays.values())))
-    uneven = {name: len(array) for name, array in arrays.items() if len(array) != rows}
-    if uneven:
-        raise ValueError(f"columns of a shard differ in length: {rows} rows, but {uneven}")
+    matrices = pack_matrices(columns, schema)
+    return write_packed(matrices, columns, schema, identity=identity)
+
+
+def pack_matrices(columns: Columns, schema: Schema) -> dict[str, NDArray[Any]]:
+    """The columns that shards keep in matrices, one matrix a dtype, ``[rows, width]``, in the order of the schema.
+
+    Args:
+        columns: as for :func:`write_shard`; ragged and carried columns are not looked at.
+        schema: what the columns are.
+
+    Raises:
+        ValueError: as for :func:`write_shard`.
+    """
+    arrays = {
+        column.name: _array(columns, column) for column in schema.columns if not (column.ragged or column.carried)
+    }
+    rows = _rows(arrays)
+    return {dtype: _pack_matrix(arrays, schema, dtype, rows) for dtype in schema.matrices}
+
+
+def write_packed(
+    matrices: Mapping[str, NDArray[Any]],
+    others: Columns,
+    schema: Schema,
+    *,
+    identity: pa.Table | pa.RecordBatch | None = None,
+) -> EncodedShard:
+    """Encodes rows that are packed already: the bytes are those of :func:`write_shard` for the same rows.
+
+    Args:
+        matrices: from :func:`pack_matrices`; rows in the shard's order.
+        others: ragged and carried columns by name.
+        schema: what the columns are.
+        identity: what the multiset hash counts; by default the key columns.
+
+    Raises:
+        ValueError: a column is missing, has nulls, or another length or type than the schema says.
+    """
+    arrays = {column.name: _array(others, column) for column in (*schema.ragged, *schema.carried)}
+    rows = _rows({**{f"matrix {dtype}": matrix for dtype, matrix in matrices.items()}, **arrays})
     if identity is None:
         if not schema.key:
             raise ValueError("a dataset without a key needs identity= for its multiset hash")
         identity = pa.table({name: arrays[name] for name in schema.key})
-    matrices = {dtype: _pack_matrix(arrays, schema, dtype, rows) for dtype in schema.matrices}
     batch = _record_batch(arrays, matrices, schema)
     buffer = ipc.encode(batch)
     return EncodedShard(
@@ -284,6 +319,15 @@ def _array(columns: Columns, column: Column) -> pa.Array:
     if not column.carried and (array.null_count or _elements(array).null_count):
         raise ValueError(f"column {column.name!r} holds nulls; only keys and kept columns may")
     return array
+
+
+def _rows(columns: Mapping[str, Any]) -> int:
+    """The number of rows that all columns have."""
+    rows = len(next(iter(columns.values()), ()))
+    uneven = {name: len(column) for name, column in columns.items() if len(column) != rows}
+    if uneven:
+        raise ValueError(f"columns of a shard differ in length: {rows} rows, but {uneven}")
+    return rows
 
 
 def _elements(array: pa.Array) -> pa.Array:

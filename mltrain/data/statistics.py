@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class ColumnStatistics:
         count, minimum, maximum, total, zeros, classes = data
         return cls(count, minimum, maximum, total, zeros, None if classes is None else tuple(classes))
 
+
+_SIDE_BY_SIDE = 64
 
 ShardStatistics = Mapping[str, ColumnStatistics]
 
@@ -97,11 +100,21 @@ def _summarise(matrix: NDArray[Any]) -> dict[str, NDArray[Any]]:
         empty = np.zeros(matrix.shape[1])
         return {"minimum": empty, "maximum": empty, "total": empty, "zeros": empty}
     return {
-        "minimum": matrix.min(axis=0),
-        "maximum": matrix.max(axis=0),
-        "total": matrix.sum(axis=0, dtype=np.float64),
-        "zeros": len(matrix) - np.count_nonzero(matrix, axis=0),
+        "minimum": _reduce(np.min, matrix),
+        "maximum": _reduce(np.max, matrix),
+        "total": _reduce(partial(np.sum, dtype=np.float64), matrix),
+        "zeros": _reduce(partial(np.sum, dtype=np.int64), matrix == 0),
     }
+
+
+def _reduce(reduce: Callable[..., NDArray[Any]], matrix: NDArray[Any]) -> NDArray[Any]:
+    """``reduce(matrix, axis=0)``, several times as fast: numpy reduces long rows, made of many short ones, faster."""
+    whole = len(matrix) // _SIDE_BY_SIDE
+    wide = matrix[: whole * _SIDE_BY_SIDE].reshape(whole, _SIDE_BY_SIDE * matrix.shape[1])
+    parts = [reduce(wide, axis=0).reshape(-1, matrix.shape[1])] if whole else []
+    if whole * _SIDE_BY_SIDE < len(matrix):
+        parts.append(reduce(matrix[whole * _SIDE_BY_SIDE :], axis=0)[None])
+    return reduce(np.concatenate(parts), axis=0)
 
 
 def _column(

@@ -1,16 +1,19 @@
-"""What no row may be, and how many rows each split gets: one narrow pass of plain Spark SQL, before heavy work."""
+"""What no row may be, and which rows each split has: counted where the table is read, apart from what writes shards."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+import pyarrow.compute as pc
 
-from mltrain.data.keys import combine_multiset, multiset_sql
+from mltrain.data.keys import add_multisets, combine_multiset, multiset_sql, signed_sum
 
 SPLIT = "__mltrain_split"
 """Column with the position of a row's split; null when the row belongs to none."""
+_HIGH, _LOW, _CHECK = "__mltrain_high", "__mltrain_low", "__mltrain_check_"
+_NO_SPLIT = -1
 
 
 @dataclass(frozen=True)
@@ -30,49 +33,72 @@ class Check:
 class Counted:
     """The rows of a split at the source: how many, and the order-free hash of their identities."""
 
-    rows: int
-    multiset: int
+    rows: int = 0
+    multiset: int = 0
+
+    def __add__(self, other: "Counted") -> "Counted":
+        return Counted(self.rows + other.rows, add_multisets(self.multiset, other.multiset))
 
 
 @dataclass(frozen=True)
 class Census:
-    """What the pass found.
+    """Some rows of the table, counted; ``a + b`` are the rows of both.
 
     Attributes:
         splits: per position of a split; a split without rows is absent.
-        problems: one sentence for each check that some row fails.
+        bad: for each check the rows that fail it.
     """
 
-    splits: Mapping[int, Counted]
-    problems: tuple[str, ...]
+    splits: Mapping[int, Counted] = field(default_factory=dict)
+    bad: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
         """Rows of all splits."""
         return sum(split.rows for split in self.splits.values())
 
+    def problems(self, checks: Sequence[Check]) -> list[str]:
+        """One sentence for each check that some row fails."""
+        return [check.problem.format(n=n) for check, n in zip(checks, self.bad, strict=True) if n]
 
-def take(frame: DataFrame, identity: pa.Schema, checks: Sequence[Check]) -> Census:
-    """Counts the rows of each split and those that fail a check.
+    def __add__(self, other: "Census") -> "Census":
+        parts = (self.splits, other.splits)
+        found = {place: sum((p.get(place, Counted()) for p in parts), Counted()) for place in {**parts[0], **parts[1]}}
+        return Census(found, tuple(a + b for a, b in zip(self.bad, other.bad, strict=True)))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form, exact."""
+        splits = [[place, split.rows, str(split.multiset)] for place, split in self.splits.items()]
+        return {"splits": splits, "bad": list(self.bad)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Census":
+        """The inverse of :meth:`to_json`."""
+        splits = {place: Counted(rows, int(multiset)) for place, rows, multiset in value["splits"]}
+        return cls(splits, tuple(value["bad"]))
+
+
+def columns(identity: pa.Schema, checks: Sequence[Check]) -> Iterator[tuple[str, str]]:
+    """What :func:`count` wants to know of a row, besides :data:`SPLIT`: names and Spark SQL.
 
     Args:
-        frame: has the columns of ``identity``, those of the checks, and :data:`SPLIT`.
         identity: the columns that tell rows apart.
         checks: what to refuse.
     """
     high, low = multiset_sql(identity)
-    counts = [F.expr(f"count_if({check.condition})").alias(f"check_{i}") for i, check in enumerate(checks)]
-    found = (
-        frame.groupBy(SPLIT)
-        .agg(F.count(F.lit(1)).alias("rows"), F.expr(high).alias("high"), F.expr(low).alias("low"), *counts)
-        .collect()
-    )
-    bad = [sum(row[f"check_{i}"] for row in found) for i in range(len(checks))]
-    return Census(
-        splits={
-            row[SPLIT]: Counted(row["rows"], combine_multiset(int(row["high"]), int(row["low"])))
-            for row in found
-            if row[SPLIT] is not None
-        },
-        problems=tuple(check.problem.format(n=n) for check, n in zip(checks, bad, strict=True) if n),
-    )
+    yield from ((_HIGH, high), (_LOW, low))
+    yield from ((f"{_CHECK}{i}", check.condition) for i, check in enumerate(checks))
+
+
+def count(batch: pa.RecordBatch, checks: int) -> Census:
+    """The census of a batch that has :func:`columns`, for a number of checks, and :data:`SPLIT`."""
+    place = batch.column(SPLIT).fill_null(_NO_SPLIT).to_numpy()
+    high, low = (batch.column(name).to_numpy() for name in (_HIGH, _LOW))
+    splits = {}
+    for one in np.unique(place).tolist():
+        if one != _NO_SPLIT:
+            mine = place == one
+            multiset = combine_multiset(signed_sum(high[mine]), signed_sum(low[mine]))
+            splits[one] = Counted(int(np.count_nonzero(mine)), multiset)
+    bad = (pc.sum(batch.column(f"{_CHECK}{i}")).as_py() or 0 for i in range(checks))
+    return Census(splits, tuple(bad))

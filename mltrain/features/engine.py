@@ -6,10 +6,12 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+import pyarrow as pa
 
 from mltrain import errors
 from mltrain.errors import BuildError, MissingDependencyError, RequestError
@@ -29,7 +31,12 @@ except ImportError as error:
 from mltrain.storage import spark_options
 
 _QUIET = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", "spark.log.level": "WARN"}
-_ARROW_ROWS_PER_BATCH = 32768
+_ROWS_PER_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+_BYTES_PER_BATCH = "spark.sql.execution.arrow.maxBytesPerBatch"
+_ANY_NUMBER_OF_BYTES = 2**31 - 1
+_ARROW_ROWS_PER_BATCH, _FEWEST_ROWS_PER_BATCH = 32768, 256
+_VALUES_PER_BATCH, _VALUES_OF_ANY_LENGTH = 1 << 23, 128
+_KEPT_LOGS = 20
 _ANY_BUCKET = "s3://any"
 # The last line of a Python traceback: what was raised, by its full name.
 _RAISED = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)): (.*)$", re.MULTILINE)
@@ -64,6 +71,11 @@ def log_path() -> Path:
     return Path(state) / "mltrain" / "logs" / f"spark-{os.getpid()}.log"
 
 
+def _where_the_log_is() -> str:
+    path = log_path()
+    return f"the engine's log: {path}" if path.exists() else "the engine's log is where its submitter put it"
+
+
 def _fit_to_one_machine(active: SparkSession) -> None:
     """Few partitions where few cores work on them, unless the submitter said how many."""
     cores = active.sparkContext.defaultParallelism
@@ -72,6 +84,43 @@ def _fit_to_one_machine(active: SparkSession) -> None:
     for key, value in wanted.items():
         if not given.contains(key):
             active.conf.set(key, str(value))
+
+
+@contextmanager
+def arrow_batches(active: SparkSession, schema: pa.Schema, sizes: Mapping[str, int]) -> Iterator[None]:
+    """Sizes the Arrow batches of tasks by rows, while it lasts.
+
+    Spark's limit in bytes looks at every column's buffers again for every row: half of what handing a row over costs.
+    The limit in rows, made from the columns' types, keeps batches to tens of megabytes without it.
+
+    Args:
+        active: the session.
+        schema: the columns that tasks receive, or more.
+        sizes: of lists whose length is known.
+    """
+    rows = rows_per_batch(schema, sizes)
+    given = {key: active.conf.get(key) for key in (_ROWS_PER_BATCH, _BYTES_PER_BATCH)}
+    if 0 < (wanted := int(given[_ROWS_PER_BATCH] or 0)) < rows:
+        rows = wanted
+    active.conf.set(_ROWS_PER_BATCH, str(rows))
+    active.conf.set(_BYTES_PER_BATCH, str(_ANY_NUMBER_OF_BYTES))
+    try:
+        yield
+    finally:
+        for key, value in given.items():
+            active.conf.set(key, str(value))
+
+
+def rows_per_batch(schema: pa.Schema, sizes: Mapping[str, int]) -> int:
+    """How many rows of a schema are about as long as a batch should be."""
+    values = sum(sizes.get(field.name) or _values(field.type) for field in schema)
+    return max(_FEWEST_ROWS_PER_BATCH, min(_ARROW_ROWS_PER_BATCH, _VALUES_PER_BATCH // max(1, values)))
+
+
+def _values(kind: pa.DataType) -> int:
+    """About how many numbers a value is as long as."""
+    fixed = pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
+    return 1 if fixed else _VALUES_OF_ANY_LENGTH
 
 
 @contextmanager
@@ -91,7 +140,7 @@ def engine_errors() -> Iterator[None]:
             if name.startswith("mltrain.errors.") and kind is not None:
                 raise kind(message) from error
         what = ": ".join(raised[-1]) if raised else str(error).strip().split("\n")[0]
-        raise BuildError(f"Spark failed: {what} (the engine's log: {log_path()})") from error
+        raise BuildError(f"Spark failed: {what} ({_where_the_log_is()})") from error
 
 
 def _start(app_name: str) -> SparkContext:
@@ -103,7 +152,7 @@ def _start(app_name: str) -> SparkContext:
             **_QUIET,
             "spark.jars.packages": packages.packages(),
             "spark.jars.excludes": packages.excludes(),
-            "spark.sql.execution.arrow.maxRecordsPerBatch": str(_ARROW_ROWS_PER_BATCH),
+            _ROWS_PER_BATCH: str(_ARROW_ROWS_PER_BATCH),
         }
     conf.setAll(list(settings.items()))
     gateway = None if submitted or SparkContext._gateway else _launch(conf)
@@ -121,6 +170,7 @@ def _launch(conf: SparkConf) -> Any:
         raise MissingDependencyError("Spark needs Java: install a JDK 17 (Debian: openjdk-17-jre-headless)")
     path = log_path()
     path.parent.mkdir(parents=True, exist_ok=True)
+    _forget_old_logs(path.parent)
     started = time.monotonic()
     with path.open("ab") as log:
         try:
@@ -133,6 +183,16 @@ def _launch(conf: SparkConf) -> Any:
                 f"The log is {path}. Jars come from Maven Central once and are then kept in ~/.ivy2.5.2; "
                 "`mltrain doctor` checks Java and the jars."
             ) from error
+
+
+def _forget_old_logs(directory: Path) -> None:
+    """Leaves room for one more: the newest are kept. A process that still writes to one that goes is not disturbed."""
+    aged = []
+    for path in directory.glob("spark-*.log"):
+        with suppress(FileNotFoundError):  # another process is at it, too
+            aged.append((path.stat().st_mtime, path))
+    for _, path in sorted(aged, reverse=True)[_KEPT_LOGS - 1 :]:
+        path.unlink(missing_ok=True)
 
 
 def _last_lines(lines: IO[str]) -> str:

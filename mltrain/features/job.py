@@ -18,21 +18,22 @@ from mltrain.data.manifest import Manifest, ShardEntry, assemble
 from mltrain.data.publish import publish
 from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError
-from mltrain.features import census, provenance, splits, statistics
+from mltrain.features import provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
-from mltrain.features.engine import engine_errors, session
+from mltrain.features.engine import arrow_batches, engine_errors, session
 from mltrain.features.fit import dataset_schema, fit
 from mltrain.features.plan import NUMBER, Plan, plan
 from mltrain.features.problems import refuse
 from mltrain.features.scatter import Encoder, Places, scatter
-from mltrain.features.statistics import SAMPLE, TRAIN, Statistics
+from mltrain.features.statistics import Statistics
 from mltrain.features.table import Source, open_table
 from mltrain.storage import Store, open_store
 
 log = logging.getLogger(__name__)
 
 MEDIAN_ROWS = 1 << 16
-"""Medians are exact up to this many training rows; beyond, they are those of about as many, chosen by key hash."""
+"""Medians are exact in tables of up to this many rows; beyond, of about as many rows, chosen by key hash, those that
+are in the training split count."""
 _MEDIAN_VALUES = 1 << 24
 _MEDIAN_DOMAIN = "mltrain/median"
 
@@ -100,27 +101,34 @@ class _Build:
     def run(self) -> BuildReport:
         spec = self.file.dataset
         source = open_table(self.spark, spec.table, version=spec.version, timestamp=spec.timestamp)
-        subject = f"table {source.uri} (version {source.version})"
+        subject = source.described
         planned, problems = plan(spec, source.schema, source.unreadable)
         refuse(subject, problems)
         recipe = provenance.recipe(spec, source)
         if (manifest := provenance.same_build(self.store, self.file.name, recipe)) is not None:
             self.progress(f"dataset {self.file.name} is up to date")
             return self._report(manifest, reused=True)
-        self.progress(f"reading {subject}")
+        sizes = {name: feature.size for name, feature in planned.features.items() if feature.size}
+        with arrow_batches(self.spark, source.schema, sizes):
+            return self._make(source, planned, recipe)
+
+    def _make(self, source: Source, planned: Plan, recipe: str) -> BuildReport:
+        spec, subject = self.file.dataset, source.described
+        self.progress(f"reading {subject} and fitting {len(planned.features)} features")
         frame, names = self._rows(source, planned)
-        counted = census.take(frame, planned.identity, planned.checks)
+        wanted = planned.wanted()
+        sample = _sample(source, planned, len(wanted.samples))
+        found = statistics.compute(frame, wanted, train=names.index("train"), sample=sample)
+        counted = found.census
         rows = _rows_per_split(names, counted)
-        refuse(subject, [*counted.problems, *_empty_splits(names, rows, counted)])
-        self.progress(f"fitting {len(planned.features)} features on {rows['train']:,} rows")
-        found = statistics.compute(_sampled(frame, planned, names, rows["train"]), planned.wanted())
+        refuse(subject, [*counted.problems(planned.checks), *_empty_splits(names, rows, counted)])
         transforms, problems = fit(planned, found)
         refuse(subject, problems)
         places = Places.plan(rows, spec.rows_per_shard)
         self.progress(f"writing {counted.rows:,} rows to {places.count} shards")
         schema = dataset_schema(transforms, planned, spec.key)
         encoder = Encoder(self.store, places, transforms, schema, tuple(planned.identity.names), planned.keyed)
-        entries, complaints = scatter(frame, planned.identity, encoder, planned.carried)
+        entries, complaints = scatter(frame, planned.identity, encoder)
         refuse(subject, complaints)
         _verify(names, counted, entries)
         fitted, blobs = transforms.to_json()
@@ -200,15 +208,15 @@ def _empty_splits(names: Sequence[str], rows: Mapping[str, int], counted: Census
     ]
 
 
-def _sampled(frame: DataFrame, planned: Plan, names: Sequence[str], rows: int) -> DataFrame:
-    """Marks the training rows, and those of them that medians are taken from."""
-    columns = max(1, len(planned.wanted().samples))
+def _sample(source: Source, planned: Plan, columns: int) -> str:
+    """Spark SQL for the rows that medians are taken from."""
+    if not columns:
+        return "false"
     size = max(MEDIAN_ROWS >> 4, min(MEDIAN_ROWS, _MEDIAN_VALUES // columns))
-    chosen = "true"
-    if rows > size:
-        chosen = f"{splits.hash63(planned.identity, 0, _MEDIAN_DOMAIN)} < {size * 2**splits.HASH_BITS // rows}"
-    train = f"{SPLIT} <=> {names.index('train')}"
-    return frame.withColumn(TRAIN, F.expr(train)).withColumn(SAMPLE, F.expr(f"{train} AND {chosen}"))
+    rows = source.frame.count()
+    if rows <= size:
+        return "true"
+    return f"{splits.hash63(planned.identity, 0, _MEDIAN_DOMAIN)} < {size * 2**splits.HASH_BITS // rows}"
 
 
 def _verify(names: Sequence[str], counted: Census, entries: Sequence[ShardEntry]) -> None:

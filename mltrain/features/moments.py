@@ -19,6 +19,7 @@ LIMIT = 1e150
 """Numbers beyond it are refused: their squares leave float64's range."""
 
 _SPLIT = 134217729.0  # 2**27 + 1
+_LARGE_EXPONENT = 900
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,19 @@ def exact_sum(values: Floats) -> Fraction:
     rest = values.astype(np.float64)
     bits = 52 - max(1, len(rest)).bit_length()
     while rest.size and (top := max(float(rest.max()), -float(rest.min()))):
-        grid = math.frexp(top)[1] - bits
-        whole = np.rint(_times_power(rest, -grid))
-        total += Fraction(int(whole.sum())) * Fraction(2) ** grid
-        rest -= _times_power(whole, grid)
+        exponent = math.frexp(top)[1]
+        if exponent < _LARGE_EXPONENT:
+            # Where this constant lies, float64's own steps are those of the grid: adding it rounds to the grid.
+            rounder = math.ldexp(1.5, exponent - bits + 52)
+            whole = rest + rounder
+            whole -= rounder
+            total += Fraction(float(whole.sum()))
+        else:
+            grid = exponent - bits
+            counted = np.rint(_times_power(rest, -grid))
+            total += Fraction(int(counted.sum())) * Fraction(2) ** grid
+            whole = _times_power(counted, grid)
+        rest -= whole
     return total
 
 
@@ -138,5 +148,8 @@ def _squares(values: Floats) -> tuple[Floats, Floats]:
     coarse = values * _SPLIT
     high = coarse - (coarse - values)
     low = values - high
+    if not low.any():
+        # Half the bits are enough for every value, as for a float32 or a count: no square is rounded.
+        return square, low[:0]
     error = ((high * high - square) + 2.0 * (high * low)) + low * low
     return square, error

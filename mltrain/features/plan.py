@@ -55,6 +55,8 @@ class Plan:
         numeric = {name: spec for name, spec in self.features.items() if spec.type == "numeric"}
         fitted = [n for n, s in numeric.items() if s.scale != "none" or s.impute in ("mean", "median")]
         return Wanted(
+            identity=self.identity,
+            checks=self.checks,
             moments=tuple(fitted),
             samples=tuple(name for name, spec in numeric.items() if spec.impute == "median"),
             terms=(*self._vocabulary_terms(), *self._label_terms()),

@@ -1,5 +1,8 @@
-"""Rows to shards: every row goes to the task of its bucket, which transforms, sorts, encodes and stores it.
+"""Rows to shards: a row is transformed and packed where it is read, and goes to the task of its bucket, which sorts,
+encodes and stores.
 
+Between the two, a row is one run of bytes a dtype and what tells it from others, not a value a column: Spark's cost of
+moving it is by the value.
 Tasks write straight to storage, under names that are hashes of content, so a repeated or speculative attempt writes the
 same object. A task answers a row per shard; only answers of attempts that Spark counted reach the manifest.
 """
@@ -11,14 +14,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    IntegerType,
+    LongType,
+    StringType,
+    StructField,
+    StructType,
+)
 
 from mltrain.data import keys
 from mltrain.data.layout import choose_buckets
 from mltrain.data.manifest import ShardEntry
-from mltrain.data.schema import Schema
-from mltrain.data.shard import EncodedShard, blob_path, write_shard
+from mltrain.data.schema import Matrix, Schema
+from mltrain.data.shard import EncodedShard, blob_path, pack_matrices, write_packed
 from mltrain.errors import BuildError, TableError
 from mltrain.features.census import SPLIT
 from mltrain.features.sql import column
@@ -27,10 +41,13 @@ from mltrain.transforms import FittedTransforms
 
 HASH = "__mltrain_hash"
 PLACE = "__mltrain_place"
+_MATRIX, _RAGGED, _PROBLEM = "__mltrain_matrix_", "__mltrain_ragged_", "__mltrain_problem"
 SHARD_SEED = 0
 """Of the hash that says where a row lies. It is not the split's seed: a new split keeps rows in their buckets."""
 
 _EXAMPLES = 5
+_PACKED_BYTES = 1 << 25
+_MAX_ARRAY_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -94,21 +111,55 @@ class Encoder:
     identity: tuple[str, ...]
     keyed: bool
 
-    def encode(self, rows: pa.RecordBatch) -> EncodedShard:
-        """Rows in any order become a shard.
+    def pack(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Source rows as they travel: place, hash and carried columns, matrices as bytes, ragged columns.
 
         Raises:
             TableError: a value that cannot be represented.
         """
-        identity = rows.select(list(self.identity))
-        hashes = rows.column(HASH).to_numpy().view(np.uint64)
         made = self.transforms.apply(rows)
-        order = pa.array(keys.sort_order(identity, hashes))
-        columns = {field.name: made.column(field.name).take(order) for field in made.schema}
-        columns |= {carried.name: _utc(rows.column(carried.name)).take(order) for carried in self.schema.carried}
-        return write_shard(columns, self.schema, identity=None if self.keyed else identity)
+        arrays = {name: rows.column(name) for name in (PLACE, HASH, *self.kept)}
+        for dtype, matrix in pack_matrices(made, self.schema).items():
+            arrays[f"{_MATRIX}{dtype}"] = _as_bytes(matrix)
+        arrays |= {f"{_RAGGED}{one.name}": made.column(one.name) for one in self.schema.ragged}
+        return pa.RecordBatch.from_pydict({**arrays, _PROBLEM: pa.nulls(rows.num_rows, pa.string())})
 
-    def duplicates(self, rows: pa.RecordBatch) -> list[tuple[object, ...]]:
+    def encode(self, rows: pa.Table) -> EncodedShard:
+        """Packed rows in any order become a shard."""
+        identity = rows.select(list(self.identity))
+        order = keys.sort_order(identity, rows.column(HASH).to_numpy().view(np.uint64))
+        taken = pa.array(order)
+        matrices = {
+            dtype: _from_bytes(rows.column(f"{_MATRIX}{dtype}"), matrix).take(order, axis=0)
+            for dtype, matrix in self.schema.matrices.items()
+        }
+        others = {one.name: rows.column(f"{_RAGGED}{one.name}").take(taken) for one in self.schema.ragged}
+        others |= {carried.name: _utc(rows.column(carried.name)).take(taken) for carried in self.schema.carried}
+        return write_packed(matrices, others, self.schema, identity=None if self.keyed else identity)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Source columns that travel as they are: those that tell rows apart, and those that shards keep."""
+        return tuple(dict.fromkeys((*self.identity, *(one.name for one in self.schema.carried))))
+
+    def travels_as(self, source: StructType) -> StructType:
+        """Spark's schema of :meth:`pack`'s batches, for source columns of a schema."""
+        fields = [StructField(PLACE, IntegerType()), StructField(HASH, LongType())]
+        # A row that carries nothing but a problem has no key.
+        fields += [StructField(name, source[name].dataType, nullable=True) for name in self.kept]
+        fields += [StructField(f"{_MATRIX}{dtype}", BinaryType()) for dtype in self.schema.matrices]
+        fields += [StructField(f"{_RAGGED}{one.name}", ArrayType(IntegerType())) for one in self.schema.ragged]
+        return StructType([*fields, StructField(_PROBLEM, StringType())])
+
+    def complaint(self, source: pa.Schema, problem: str) -> pa.RecordBatch:
+        """A row that carries a problem to the driver, by way of the first shard's task."""
+        kinds = {PLACE: pa.int32(), HASH: pa.int64(), **{name: source.field(name).type for name in self.kept}}
+        kinds |= {f"{_MATRIX}{dtype}": pa.binary() for dtype in self.schema.matrices}
+        kinds |= {f"{_RAGGED}{one.name}": pa.list_(pa.int32()) for one in self.schema.ragged}
+        row = {PLACE: 0, _PROBLEM: problem}
+        return pa.RecordBatch.from_pylist([row], pa.schema({**kinds, _PROBLEM: pa.string()}))
+
+    def duplicates(self, rows: pa.Table) -> list[tuple[object, ...]]:
         """Keys that more than one of the rows have. Rows of one key are always in one bucket."""
         if not self.keyed:
             return []
@@ -124,16 +175,13 @@ class Encoder:
             self.store.put(path, data)
 
 
-def scatter(
-    frame: DataFrame, identity: pa.Schema, encoder: Encoder, carried: Sequence[str]
-) -> tuple[list[ShardEntry], list[str]]:
+def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[list[ShardEntry], list[str]]:
     """Builds and stores all shards.
 
     Args:
         frame: source columns, those of ``identity``, and the split's position.
         identity: the columns that tell rows apart.
         encoder: what to do with a shard's rows.
-        carried: source columns that shards keep as they are.
 
     Returns:
         An entry for every shard, and what tasks found wrong with the table: duplicate keys, values that cannot be
@@ -142,15 +190,15 @@ def scatter(
     Raises:
         BuildError: two tasks answered for one bucket.
     """
-    names = dict.fromkeys((*identity.names, *encoder.transforms.inputs, *carried))
-    placed = frame.select(
-        *(F.col(column(name)) for name in names),
-        SPLIT,
-        F.expr(keys.hash_sql(identity, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)).alias(HASH),
-    )
+    names = dict.fromkeys((*encoder.kept, *encoder.transforms.inputs))
+    hashed = F.expr(keys.hash_sql(identity, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)).alias(HASH)
+    placed = frame.select(*(F.col(column(name)) for name in names), SPLIT, hashed)
     placed = placed.withColumn(PLACE, F.expr(encoder.places.sql())).drop(SPLIT)
     answers = (
-        placed.repartitionById(encoder.places.count, F.col(PLACE)).mapInArrow(_task(encoder), "answer string").toArrow()
+        placed.mapInArrow(_pack(encoder), encoder.travels_as(frame.schema))
+        .repartitionById(encoder.places.count, F.col(PLACE))
+        .mapInArrow(_store(encoder), "answer string")
+        .toArrow()
     )
     found = [json.loads(answer) for answer in answers["answer"].to_pylist()]
     entries = [ShardEntry.from_json(answer) for answer in found if "blob" in answer]
@@ -162,40 +210,73 @@ def scatter(
     return entries, _problems(found, encoder.identity)
 
 
-def _task(encoder: Encoder) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _pack(encoder: Encoder) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        rows = max(1, _PACKED_BYTES // max(1, sum(matrix.row_bytes for matrix in encoder.schema.matrices.values())))
+        for batch in batches:
+            for start in range(0, batch.num_rows, rows):
+                try:
+                    yield encoder.pack(batch.slice(start, rows))
+                except TableError as error:
+                    yield encoder.complaint(batch.schema, str(error))
+
+    return run
+
+
+def _store(encoder: Encoder) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         received = [batch for batch in batches if batch.num_rows]
         if not received:
             return
         table = pa.Table.from_batches(received)
         received.clear()
-        places = table[PLACE].to_numpy()
-        for place in np.unique(places):
-            mine = table if len(np.unique(places)) == 1 else table.filter(pa.array(places == place))
-            answer = _shard(encoder, int(place), mine)
-            yield pa.record_batch({"answer": pa.array([json.dumps(answer)])})
+        found = pc.unique(table[_PROBLEM]).drop_null().to_pylist()
+        answers: list[dict[str, object]] = [{"problem": problem} for problem in found]
+        if not found:
+            places = table[PLACE].to_numpy()
+            for place in np.unique(places):
+                mine = table if places.min() == places.max() else table.filter(pa.array(places == place))
+                answers.append(_shard(encoder, int(place), mine))
+        yield pa.record_batch({"answer": pa.array([json.dumps(answer) for answer in answers])})
 
     return run
 
 
 def _shard(encoder: Encoder, place: int, table: pa.Table) -> dict[str, object]:
     split, bucket = encoder.places.locate(place)
-    rows = table.drop_columns([PLACE]).combine_chunks().to_batches()
-    if len(rows) != 1:
+    rows = table.drop_columns([PLACE, _PROBLEM])
+    arrays = [name for name in rows.schema.names if not name.startswith(_MATRIX)]
+    if too_long := [name for name in arrays if rows[name].nbytes > _MAX_ARRAY_BYTES]:
         raise BuildError(
-            f"split {split!r}, bucket {bucket}: more than 2 GiB in one column; lower dataset.rows_per_shard"
+            f"split {split!r}, bucket {bucket}: more than 2 GiB in column {too_long[0]!r}; lower dataset.rows_per_shard"
         )
-    if repeated := encoder.duplicates(rows[0]):
+    if repeated := encoder.duplicates(rows):
         return {
             "duplicates": len(repeated),
             "examples": [str(key[0] if len(key) == 1 else key) for key in repeated[:_EXAMPLES]],
         }
-    try:
-        shard = encoder.encode(rows[0])
-    except TableError as error:
-        return {"problem": str(error)}
+    shard = encoder.encode(rows)
     encoder.store_shard(shard)
     return ShardEntry.of(shard, split=split, increment=0, bucket=bucket).to_json()
+
+
+def _as_bytes(matrix: NDArray[Any]) -> pa.Array:
+    """The rows of a matrix as binary values, without a copy."""
+    rows, width = matrix.shape
+    offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(width * matrix.itemsize)
+    return pa.BinaryArray.from_buffers(pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(matrix)])
+
+
+def _from_bytes(rows: pa.ChunkedArray, matrix: Matrix) -> NDArray[Any]:
+    """The matrix again, ``[rows, width]``: not by way of one Arrow array, which holds 2 GiB at most."""
+    return np.concatenate([_view(chunk, matrix) for chunk in rows.chunks])
+
+
+def _view(rows: pa.BinaryArray, matrix: Matrix) -> NDArray[Any]:
+    _, offsets, data = rows.buffers()
+    start = int(np.frombuffer(offsets, np.int32)[rows.offset])
+    flat = np.frombuffer(data, np.dtype(matrix.dtype), len(rows) * matrix.width, start)
+    return flat.reshape(len(rows), matrix.width)
 
 
 def _problems(answers: Sequence[Mapping[str, Any]], key: Sequence[str]) -> list[str]:
@@ -209,7 +290,7 @@ def _problems(answers: Sequence[Mapping[str, Any]], key: Sequence[str]) -> list[
     return problems
 
 
-def _utc(array: pa.Array) -> pa.Array:
+def _utc(array: pa.ChunkedArray) -> pa.ChunkedArray:
     """Timestamps in UTC, whatever the session's zone: the instant is the same."""
     kind = array.type
     return array.cast(pa.timestamp(kind.unit, "UTC")) if pa.types.is_timestamp(kind) and kind.tz else array

@@ -1,4 +1,5 @@
-"""Everything that is fitted, from one pass: exact moments, samples for medians, counts of terms.
+"""Everything that is known of a table before it is written, from one pass: the census of its rows, exact moments,
+samples for medians, counts of terms.
 
 Tasks reduce their rows to a few; one distributed group-by adds up the counts of terms, for vocabularies and classes.
 All of it is exact or chosen by key hash, so it does not depend on partitions, batches or retries.
@@ -16,15 +17,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from mltrain.errors import TableError
+from mltrain.features import census
+from mltrain.features.census import SPLIT, Census, Check
 from mltrain.features.moments import Moments
+from mltrain.features.sql import column
 from mltrain.transforms.columns import flatten
 from mltrain.transforms.numbers import Floats, numbers
 from mltrain.transforms.vocabulary import terms
 
-TRAIN = "__mltrain_train"
-"""Boolean column: the row is in the training split."""
 SAMPLE = "__mltrain_sample"
-"""Boolean column: the row is in the sample that medians are taken from."""
+"""Boolean column: medians are taken from the row, if it is in the training split."""
 
 _PARTIAL = "kind string, name string, text string, number bigint, count bigint, payload binary"
 _PARTIAL_ARROW = pa.schema(
@@ -66,18 +68,22 @@ class Wanted:
     """What to compute.
 
     Attributes:
+        identity: the columns that tell rows apart.
+        checks: what no row may be.
         moments: numeric columns.
         samples: those of them that need a median.
         terms: vocabularies and class labels.
     """
 
+    identity: pa.Schema
+    checks: tuple[Check, ...] = ()
     moments: tuple[str, ...] = ()
     samples: tuple[str, ...] = ()
     terms: tuple[TermSource, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns to read."""
+        """Columns whose values are looked at."""
         return tuple(dict.fromkeys((*self.moments, *(source.column for source in self.terms))))
 
 
@@ -86,6 +92,7 @@ class Statistics:
     """What was found.
 
     Attributes:
+        census: of all rows.
         moments: per numeric column, over the training split.
         medians: per sampled column: the median of the sample's numbers, None without any.
         sample_rows: rows of the sample.
@@ -93,6 +100,7 @@ class Statistics:
         problems: columns that cannot be what they should be.
     """
 
+    census: Census = field(default_factory=Census)
     moments: Mapping[str, Moments] = field(default_factory=dict)
     medians: Mapping[str, float | None] = field(default_factory=dict)
     sample_rows: int = 0
@@ -100,18 +108,19 @@ class Statistics:
     problems: tuple[str, ...] = ()
 
 
-def compute(frame: DataFrame, wanted: Wanted) -> Statistics:
+def compute(frame: DataFrame, wanted: Wanted, *, train: int, sample: str) -> Statistics:
     """Runs the pass.
 
     Args:
-        frame: the wanted columns, :data:`TRAIN` and :data:`SAMPLE`.
+        frame: the table's columns and :data:`SPLIT`.
         wanted: what to compute.
+        train: position of the training split.
+        sample: Spark SQL, true for the rows that medians are taken from (those of them that are in the training split).
     """
-    if not wanted.columns:
-        return Statistics()
-    partial = frame.select(*(f"`{name.replace('`', '``')}`" for name in wanted.columns), TRAIN, SAMPLE).mapInArrow(
-        _reducer(wanted), _PARTIAL
-    )
+    known = {SAMPLE: sample, **dict(census.columns(wanted.identity, wanted.checks))}
+    partial = frame.select(
+        *(column(name) for name in wanted.columns), SPLIT, *(F.expr(sql).alias(name) for name, sql in known.items())
+    ).mapInArrow(_reducer(wanted, train), _PARTIAL)
     limits = F.lit(1)
     for name, minimum in _minimum_counts(wanted).items():
         limits = F.when(F.col("name") == name, F.lit(minimum)).otherwise(limits)
@@ -132,9 +141,9 @@ def _minimum_counts(wanted: Wanted) -> dict[str, int]:
     return minimums
 
 
-def _reducer(wanted: Wanted) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _reducer(wanted: Wanted, train: int) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def reduce(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        state = _Partial(wanted)
+        state = _Partial(wanted, train)
         for batch in batches:
             yield from state.add(batch)
         yield from state.finish()
@@ -145,8 +154,9 @@ def _reducer(wanted: Wanted) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa
 class _Partial:
     """Statistics of one partition's rows."""
 
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: Wanted, train: int) -> None:
+        self._wanted, self._train = wanted, train
+        self._census = Census(bad=(0,) * len(wanted.checks))
         self._moments = dict.fromkeys(wanted.moments, Moments())
         self._samples: dict[str, list[Floats]] = {name: [] for name in wanted.samples}
         self._sample_rows = 0
@@ -155,20 +165,23 @@ class _Partial:
 
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Takes a batch; yields counts that have grown too many to keep."""
-        train = batch.filter(batch.column(TRAIN))
+        self._census += census.count(batch, len(self._wanted.checks))
+        read = batch.select([*self._wanted.columns, SAMPLE])
+        train = read.filter(pc.equal(batch.column(SPLIT), self._train))
         for name in self._wanted.moments:
             self._try(lambda name=name: self._add_numbers(name, train))  # type: ignore[misc]
         if self._wanted.samples:
             self._sample_rows += int(pc.sum(train.column(SAMPLE)).as_py() or 0)
         for source in self._wanted.terms:
-            rows = batch if source.all_rows else train
+            rows = read if source.all_rows else train
             self._try(lambda source=source, rows=rows: self._add_terms(source, rows))  # type: ignore[misc]
             if self._terms[source.name].distinct > _FLUSH_TERMS:
                 yield self._terms[source.name].flush(source.name)
 
     def finish(self) -> Iterator[pa.RecordBatch]:
         """Yields everything else."""
-        rows = [_row("moments", name, moments.to_json()) for name, moments in self._moments.items()]
+        rows = [_row("census", "", self._census.to_json())]
+        rows += [_row("moments", name, moments.to_json()) for name, moments in self._moments.items()]
         rows += [_row("sample", name, values=parts) for name, parts in self._samples.items() if parts]
         rows += [{"kind": "problem", "name": problem, "count": 1} for problem in self._problems]
         rows.append({"kind": "sample_rows", "name": "", "count": self._sample_rows})
@@ -207,10 +220,9 @@ class TermCounts:
 
     def add(self, values: pa.Array) -> None:
         """Counts the values that are not null."""
-        counted = values.drop_null().value_counts()
-        part = pa.table([counted.field("values"), counted.field("counts")], names=["term", "count"])
-        self._parts.append(part)
-        self.distinct += len(part)
+        values = values.drop_null()
+        self._parts.append(_dense_counts(values) if pa.types.is_integer(values.type) else _counts(values))
+        self.distinct += len(self._parts[-1])
         if self.distinct > _FLUSH_TERMS:
             self._parts = [self._merged()]
             self.distinct = len(self._parts[0])
@@ -237,6 +249,22 @@ class TermCounts:
         )
 
 
+def _counts(values: pa.Array) -> pa.Table:
+    counted = values.value_counts()
+    return pa.table([counted.field("values"), counted.field("counts")], names=["term", "count"])
+
+
+def _dense_counts(values: pa.Array) -> pa.Table:
+    """The counts of int64 values: without a hash table where they lie close together."""
+    numbers = values.to_numpy()
+    low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+    if high - low > 2 * len(numbers):
+        return _counts(values)
+    found = np.bincount(numbers - low)
+    seen = np.flatnonzero(found)
+    return pa.table({"term": pa.array(seen + low), "count": pa.array(found[seen])})
+
+
 def _row(kind: str, name: str, payload: object = None, values: Sequence[Floats] = ()) -> dict[str, object]:
     data = np.concatenate(values).tobytes() if values else json.dumps(payload).encode()
     return {"kind": kind, "name": name, "count": 1, "payload": data}
@@ -245,8 +273,12 @@ def _row(kind: str, name: str, payload: object = None, values: Sequence[Floats] 
 def _merge(found: pa.Table, wanted: Wanted) -> Statistics:
     by_kind = {
         kind: found.filter(pc.equal(found["kind"], kind))
-        for kind in ("moments", "sample", "sample_rows", "problem", "term")
+        for kind in ("census", "moments", "sample", "sample_rows", "problem", "term")
     }
+    counted = Census(bad=(0,) * len(wanted.checks))
+    for row in by_kind["census"].to_pylist():
+        for payload in row["payloads"]:
+            counted += Census.from_json(json.loads(payload))
     moments = dict.fromkeys(wanted.moments, Moments())
     for row in by_kind["moments"].to_pylist():
         for payload in row["payloads"]:
@@ -256,6 +288,7 @@ def _merge(found: pa.Table, wanted: Wanted) -> Statistics:
         values = np.concatenate([np.frombuffer(payload, np.float64) for payload in row["payloads"]])
         medians[row["name"]] = float(np.median(values)) + 0.0 if values.size else None
     return Statistics(
+        census=counted,
         moments=moments,
         medians=medians,
         sample_rows=sum(by_kind["sample_rows"]["count"].to_pylist()),

@@ -37,6 +37,11 @@ class Source:
     version: int
     committed: str
 
+    @property
+    def described(self) -> str:
+        """What messages call it."""
+        return f"table {self.uri} (version {self.version})"
+
     def provenance(self) -> dict[str, Any]:
         """What a build records of it."""
         return {"uri": self.uri, "id": self.table_id, "version": self.version, "committed": self.committed}

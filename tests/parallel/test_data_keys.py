@@ -62,5 +62,7 @@ def test_spark_computes_the_same_hash_and_multiset_of_whole_rows(spark: "SparkSe
     sql = keys.hash_sql(table.schema, domain=keys.SHARD_DOMAIN, seed=0)
     found = sorted(row[0] for row in frame.selectExpr(sql).collect())
     assert found == sorted(keys.hash_rows(table, domain=keys.SHARD_DOMAIN, seed=0).view(np.int64).tolist())
-    sums = frame.selectExpr(*keys.multiset_sql(table.schema)).collect()[0]
-    assert keys.combine_multiset(int(sums[0]), int(sums[1])) == keys.multiset(table)
+    hashes = zip(*frame.selectExpr(*keys.multiset_sql(table.schema)).collect(), strict=True)
+    high, low = (np.array(values, np.int64) for values in hashes)
+    assert keys.combine_multiset(sum(high.tolist()), sum(low.tolist())) == keys.multiset(table)
+    assert keys.signed_sum(high) == sum(high.tolist())

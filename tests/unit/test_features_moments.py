@@ -33,6 +33,13 @@ def test_moments_are_exact_and_do_not_depend_on_how_the_rows_are_cut(values: lis
     assert whole.mean == float(sum(map(Fraction, values), Fraction(0)) / len(values))
 
 
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=60))
+def test_moments_of_single_precision_are_exact(values: list[float]) -> None:
+    found = moments(values)
+    assert found.total == sum(map(Fraction, values), Fraction(0))
+    assert found.squares == sum((Fraction(x) ** 2 for x in values), Fraction(0))
+
+
 def test_a_million_values_near_each_other_keep_their_deviation() -> None:
     values = 1.7e9 + np.random.default_rng(7).normal(size=100_000)
     found = Moments.of("x", values, np.ones(len(values), dtype=bool))

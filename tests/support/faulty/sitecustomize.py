@@ -29,7 +29,7 @@ def _install_in_tasks() -> None:
 
     encode, store_shard = scatter.Encoder.encode, scatter.Encoder.store_shard
 
-    def faulty_encode(self: scatter.Encoder, rows: pa.RecordBatch) -> Any:
+    def faulty_encode(self: scatter.Encoder, rows: pa.Table) -> Any:
         last = rows.num_rows - 1
         if _is_on("lose_row"):
             rows = rows.slice(0, last)
