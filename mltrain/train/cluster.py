@@ -63,11 +63,11 @@ def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
         return
     with _signals_kept():
         _connect(ray, config)
-    _print_to_log(ray)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with _printing_to_log(ray):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -81,7 +81,8 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _print_to_log(ray: Any) -> None:
+@contextlib.contextmanager
+def _printing_to_log(ray: Any) -> Iterator[None]:
     """Ray's own messages, such as that a worker was killed, go to the log.
 
     ``log_to_driver=False`` leaves them out, and Ray prints them to stdout, where results go. There is no public way to
@@ -92,7 +93,12 @@ def _print_to_log(ray: Any) -> None:
         for line in data["lines"]:
             _LOG.info("Ray: %s", line)
 
-    ray._private.worker.print_to_stdstream = log
+    worker = ray._private.worker
+    before, worker.print_to_stdstream = worker.print_to_stdstream, log
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _connect(ray: Any, config: "ClusterConfig") -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from mltrain import train
+from mltrain.config import ClusterConfig
 from mltrain.errors import StoppedError, TrainingError
 from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
+from mltrain.train import cluster, controller
 from tests.support.datasets import Features, make_dataset
 from tests.support.processes import wait_until
 from tests.support.training import MEASURED_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
@@ -157,11 +159,12 @@ def test_a_run_that_fails_keeps_the_checkpoint_on_its_way_the_traceback_and_what
 
 
 def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_where_they_printed(
-    root: Path, on_ray: dict[str, Any], tmp_path: Path
+    root: Path, on_ray: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(controller, "_FAILED_STARTS", 2)
     source = "import os\n\ndef build(schema):\n    os.write(2, b'this is why')\n    os._exit(7)\n"
     mapping = faulty(changed(on_ray, 1), tmp_path, source)
-    with pytest.raises(TrainingError, match=r"5 workers died .*what it printed: [^:]+:(.*)\)") as caught:
+    with pytest.raises(TrainingError, match=r"2 workers died .*what it printed: [^:]+:(.*)\)") as caught:
         train.run(parse(mapping), run_id="stillborn")
     output = str(caught.value).rsplit(":", 1)[1].rstrip(")")
     assert "this is why" in Path(output).read_text()
@@ -209,6 +212,16 @@ def test_with_ray_address_local_a_loss_is_survived_and_nothing_but_results_is_pr
     assert ended.exit_code == 0, ended.stderr
     assert train.load(str(root), "quiet").losses_survived == 1
     assert ended.stdout == "" and "raylet" not in ended.stderr
+
+
+def test_ray_leaves_the_drivers_signals_and_its_own_printing_as_they_were(ray_cluster: str) -> None:
+    import ray
+
+    handler, printing = signal.getsignal(signal.SIGTERM), ray._private.worker.print_to_stdstream
+    with cluster.ray_cluster(ClusterConfig(address=ray_cluster)):
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert ray._private.worker.print_to_stdstream is not printing
+    assert ray._private.worker.print_to_stdstream is printing
 
 
 def _alive(pid: int) -> bool:

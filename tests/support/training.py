@@ -18,6 +18,7 @@ from tests.support.processes import Process, started
 
 ROWS = 6000
 BATCH = 128
+_NOT_NEEDED = {"ray", "horovod", "pyspark", "torchmetrics"}
 
 # A model that does something at one step of one process: the file named by `flag` makes it happen once.
 FAULTY_MODEL = """
@@ -182,12 +183,16 @@ def main(mapping: str, run_id: str) -> int:
     from mltrain import train
     from mltrain.errors import MltrainError
 
+    config = parse(json.loads(mapping))
+    code = 0
     try:
-        train.run(parse(json.loads(mapping)), run_id=run_id)
+        train.run(config, run_id=run_id)
     except MltrainError as error:
         sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    return 0
+        code = error.exit_code
+    if config.train.workers.max == 0:
+        assert not _NOT_NEEDED & set(sys.modules), "training in this process needs none of these"
+    return code
 
 
 if __name__ == "__main__":
