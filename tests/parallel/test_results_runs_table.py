@@ -1,11 +1,17 @@
-"""Many processes write one runs table on S3."""
+"""Many processes write one runs table on S3, and other programs read it."""
 
 import multiprocessing
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltalake import DeltaTable
 
 from mltrain import results
-from mltrain.storage import open_store
-from tests.unit.test_results_table import row
+from mltrain.storage import delta_options, open_store, spark_uri
+from tests.unit.test_results_table import START, row
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _WRITERS = 8
 _ROWS = 5
@@ -35,3 +41,18 @@ def test_a_log_on_s3_is_kept_and_opened_again(bucket: str, tmp_path: Path) -> No
             log.metrics(attempt, {"train/loss": 1.0 / attempt})
     assert results.read_metrics(store, "r")["train/loss"].to_pylist() == [1.0, 0.5]
     assert [event["attempt"] for event in results.read_events(store, "r")] == [1, 2]
+
+
+def test_spark_and_pandas_read_the_record_without_this_library(spark: "SparkSession", bucket: str) -> None:
+    values = {"validation/auc": 0.5, "validation/loss": 0.25}
+    results.append(bucket, row("one", metrics=values, tags={"team": "a"}))
+    with results.RunLog(open_store(bucket), "one") as log:
+        log.metrics(7, values)
+
+    (found,) = spark.read.format("delta").load(f"{spark_uri(bucket)}/runs_table").collect()
+    assert (found["run_id"], found["metrics"], found["tags"]) == ("one", values, {"team": "a"})
+    assert found["started"].timestamp() == START.timestamp()
+    parts = spark.read.parquet(f"{spark_uri(bucket)}/runs/one/metrics").collect()
+    assert {(part["step"], part["name"], part["value"]) for part in parts} == {(7, *item) for item in values.items()}
+    frame = DeltaTable(f"{bucket}/runs_table", storage_options=delta_options(bucket)).to_pandas()
+    assert frame.loc[0, "run_id"] == "one" and dict(frame.loc[0, "metrics"]) == values
