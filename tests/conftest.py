@@ -25,6 +25,8 @@ _SPARK_DEFAULTS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
+# A JVM of the tests ends before code that took long to compile has paid off.
+_SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 _LOGICAL_CPUS = 8
 _UNIT = Path(__file__).parent / "unit"
 # Minutes each, the longest first: what starts last leaves the other worker idle for as long as it takes.
@@ -96,7 +98,9 @@ def spark_conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         **_SPARK_DEFAULTS,
         "spark.sql.warehouse.dir": str(directory / "warehouse"),
         "spark.local.dir": str(directory),
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={directory} -Djava.io.tmpdir={directory} -Xss4m",
+        "spark.driver.extraJavaOptions": (
+            f"-Dderby.system.home={directory} -Djava.io.tmpdir={directory} -Xss4m {_SHORT_LIVED}"
+        ),
     }
     (directory / "spark-defaults.conf").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
     with pytest.MonkeyPatch.context() as environment:
