@@ -65,6 +65,9 @@ class ShardSource:
                 self._open.move_to_end(number)
                 return held[0]
         shard, file = self._map(number)
+        # Rows are gathered without a look at where a shard ends.
+        if shard.rows != self._index.rows[number]:
+            raise DamagedError(f"shard {file} has {shard.rows} rows; the manifest says {self._index.rows[number]}")
         with self._lock:
             self._open[number] = (shard, file)
             while len(self._open) > _OPEN_SHARDS:

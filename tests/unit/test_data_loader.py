@@ -1,5 +1,6 @@
 """The loader beside a plain reference, and how it starts, stops and fails."""
 
+import dataclasses
 import gc
 import itertools
 import pickle
@@ -191,12 +192,14 @@ def test_nothing_is_allocated_for_a_batch_once_an_epoch_has_passed(tmp_path: Pat
     made = make_dataset(tmp_path, rows=20_000, shards=16, features=Features(numeric=80), splits=("train",))
     for shuffle in (True, False):
         loader = Loader(made, "train", global_batch_size=1000, shuffle=shuffle)
-        for epoch in range(4):
+        faults = []
+        for _ in range(8):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in loader:
                 pass
-            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-            assert epoch < 3 or faults < 10 * len(loader)  # a batch has 320 kB: 80 pages
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        # A batch has 320 kB, 80 pages. The allocator may take some epochs to settle.
+        assert min(faults) < 2 * len(loader), faults
 
 
 @pytest.mark.parametrize("sorted_by", ["label", "time", "user"])
@@ -311,6 +314,14 @@ def test_damage_surfaces_where_the_batch_is_taken(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(DamagedError, match=f"{blob}.arrow is missing although the manifest names it"):
         list(Loader(Dataset.open("made", root=tmp_path), "train", global_batch_size=BATCH))
+
+
+def test_a_shard_with_other_rows_than_the_manifest_says_is_refused(dataset: Dataset) -> None:
+    index = dataset.manifest.index
+    longer = dataclasses.replace(index, rows=index.rows + 1)
+    wrong = dataclasses.replace(dataset, manifest=dataclasses.replace(dataset.manifest, index=longer))
+    with pytest.raises(DamagedError, match=f"has {index.rows[0]} rows; the manifest says {index.rows[0] + 1}"):
+        wrong.source.shard(0)
 
 
 def test_a_sequential_pass_counts_what_it_touched(dataset: Dataset) -> None:
