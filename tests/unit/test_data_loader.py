@@ -187,8 +187,8 @@ def test_buffers_are_used_again(dataset: Dataset) -> None:
     assert len(addresses) == 4
 
 
-def test_nothing_is_allocated_for_a_batch_once_an_epoch_has_passed(tmp_path: Path) -> None:
-    """Large allocations come from fresh pages, and the first write to a page is a fault that the system counts."""
+def test_a_batch_touches_no_fresh_memory_once_the_loader_has_settled(tmp_path: Path) -> None:
+    """The first write to a fresh page is a fault that the system counts. (That outputs are a ring: the test above.)"""
     made = make_dataset(tmp_path, rows=20_000, shards=16, features=Features(numeric=80), splits=("train",))
     for shuffle in (True, False):
         loader = Loader(made, "train", global_batch_size=1000, shuffle=shuffle)
