@@ -37,6 +37,7 @@ def build(out: Output, config: str | None, overrides: Sequence[str]) -> None:
     file = configs.load_dataset(needed(config), overrides)
     from mltrain import features
 
+    out.progress("starting Spark")
     report = features.build(file, progress=out.progress)
     done = f"is unchanged (looked for {report.seconds:.1f} s)" if report.reused else f"built in {report.seconds:.1f} s"
     rows = ", ".join(f"{split} {count:,}" for split, count in report.rows.items())

@@ -180,10 +180,8 @@ def _blocks(words: Sequence[int], width: int) -> list[list[int]]:
 def _fitted(widths: Sequence[int], least: Sequence[int], width: int) -> list[int]:
     """Widths of columns that together are no wider than ``width``, if their longest words allow: the widest give."""
     fitted = list(widths)
-    while sum(fitted) > width:
+    while sum(least) <= width < sum(fitted):
         reducible = [index for index in range(len(fitted)) if fitted[index] > least[index]]
-        if not reducible:
-            break
         fitted[max(reducible, key=lambda index: fitted[index])] -= 1
     return fitted
 

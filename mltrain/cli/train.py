@@ -36,7 +36,7 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     result = trainings.run(experiment, run_id=run_id, progress=out.progress)
     out.result(
         result.to_json(),
-        f"run {result.run_id} {result.status} after {result.step} steps ({result.wall_s:.1f} s)",
+        f"run {result.run_id} {result.status} after {result.step} steps ({result.wall_s:.1f} s): {result.reason}",
         *([metrics_table(result.metrics, _of(result), experiment.objective.metric)] if result.metrics else []),
         f"checkpoint {result.checkpoint}",
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import MissingDependencyError, RequestError
+from mltrain.progress import Progress
 from mltrain.train.control import Outcome
 from mltrain.train.signals import StopRequest
 
@@ -31,7 +32,7 @@ def train(
     lease: "Lease",
 ) -> Outcome:
     """Trains on Ray workers to the end or to a stop."""
-    with ray_cluster(spec.config.cluster):
+    with ray_cluster(spec.config.cluster, record.say):
         from mltrain.train.controller import Controller
         from mltrain.train.placement import PlacementGroups
 
@@ -41,11 +42,11 @@ def train(
 
 
 @contextlib.contextmanager
-def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
+def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info) -> Iterator[None]:
     """Connects to Ray, or starts it; whatever was started here is stopped here.
 
     ``auto`` is RAY_ADDRESS (which may be ``local``), else a running cluster, else one of this process's own; ``local``
-    always the last.
+    always the last. ``say`` is told which it is.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -62,7 +63,7 @@ def ray_cluster(config: "ClusterConfig") -> Iterator[None]:
         yield
         return
     with _signals_kept():
-        _connect(ray, config)
+        _connect(ray, config, say)
     with _printing_to_log(ray):
         try:
             yield
@@ -101,7 +102,7 @@ def _printing_to_log(ray: Any) -> Iterator[None]:
         worker.print_to_stdstream = before
 
 
-def _connect(ray: Any, config: "ClusterConfig") -> None:
+def _connect(ray: Any, config: "ClusterConfig", say: Progress) -> None:
     address = config.address
     if address == "auto" and os.environ.get("RAY_ADDRESS") == "local":
         address = "local"
@@ -111,13 +112,16 @@ def _connect(ray: Any, config: "ClusterConfig") -> None:
         if address == "auto":
             try:
                 ray.init(address="auto", runtime_env=runtime_env, **quiet)
+                say(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
                 return
             except ConnectionError:
-                _LOG.info("no Ray cluster is running: starting one in this process")
+                _LOG.info("no Ray cluster is running")
         if address in ("auto", "local"):
+            say("starting Ray on this machine")
             ray.init(address="local", include_dashboard=False, runtime_env=runtime_env, **quiet)
         else:
             ray.init(address=address, runtime_env=runtime_env, **quiet)
+            say(f"joined the Ray cluster at {address}")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RequestError(
             f"cluster.address is {address!r}, but Ray cannot be reached there: {error}. Start it "

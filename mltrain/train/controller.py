@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _TICK_S = 0.1
 # A survivor that has not left an aborted generation by then is killed and replaced.
 _LEAVE_S = 2.0
+# Workers that are not there after so long are worth a line.
+_PATIENT_S = 5.0
 # Workers that died one after another before they were ready: something is wrong that starting more does not mend.
 _FAILED_STARTS = 5
 # Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
@@ -126,6 +128,7 @@ class Controller:
         self._failed_starts = 0
         self._fruitless = 0
         self._short_since: float | None = None
+        self._said_waiting = False
         self._lost_at: float | None = None
         self._void_steps = 0
         self._restoring: Checkpoint | None = None
@@ -275,6 +278,7 @@ class Controller:
         elif self._short_since is None:
             self._short_since = now
         waited = 0.0 if self._short_since is None else now - self._short_since
+        self._say_waiting(waited, available)
         current = None if self._running is None else self._running.generation
         return membership.plan(current, statuses, self._limits, waited, fresh=self._fresh)
 
@@ -500,7 +504,15 @@ class Controller:
         if self._lost_at is not None:
             downtime_s = time.monotonic() - self._lost_at
             self._record.event("training again", step=step, downtime_s=downtime_s, steps_repeated=self._void_steps)
+            self._record.say(f"training again after {downtime_s:.1f} s, step {step}")
             self._lost_at, self._void_steps = None, 0
+
+    def _say_waiting(self, waited_s: float, available: int) -> None:
+        """Once for each time that there are too few."""
+        if waited_s > _PATIENT_S and not self._said_waiting:
+            missing = self._limits.min - available
+            self._record.say(f"waiting for {missing} worker{'s' if missing > 1 else ''} ({available} ready)")
+        self._said_waiting = waited_s > _PATIENT_S
 
     def _release_drained(self, draining: frozenset[str]) -> None:
         for member in list(self._members.values()):

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import DamagedError, TrainingError
+from mltrain.progress import Passing
 from mltrain.results import RunLog
 from mltrain.results.loggers import Loggers
 from mltrain.train import checkpoints
@@ -92,6 +94,7 @@ class RunRecord:
         self.decided = 0
         self.verdict = Verdict.CONTINUE
         self.best: tuple[float, int] | None = None
+        self._leading: float | None = None
         self.metrics: dict[str, float] = {}
 
     def event(self, kind: str, /, **fields: Any) -> None:
@@ -185,7 +188,16 @@ class RunRecord:
         self._loggers.log(step, own)
         self.event("evaluation", step=step, metrics=metrics, seconds=message["seconds"])
         shown = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
-        self.say(f"epoch {message['epoch']:.1f}  step {step}  {shown}")
+        line = f"epoch {message['epoch']:.1f}  step {step}  {shown}"
+        self.say(f"{line}, the best so far" if self._leads(metrics) else Passing(line))
+
+    def _leads(self, metrics: dict[str, float]) -> bool:
+        """Whether an evaluation is better than all before it, of which the last may not be a checkpoint yet."""
+        goal = self._config.objective
+        value = metrics.get(goal.metric, math.nan)
+        leads = all(better(value, past, goal.mode) for past in (self._leading, self.best and self.best[0]))
+        self._leading = value if leads else self._leading
+        return leads
 
     def _part(self, message: Message) -> None:
         step, part = int(message["step"]), Part.from_json(message["part"])

@@ -14,9 +14,11 @@ from ray.tune import Stopper
 from ray.tune.progress_reporter import TrialProgressCallback
 
 from mltrain.config import Experiment
+from mltrain.progress import Passing
 from mltrain.storage import Store
 from mltrain.train import StopRequest
 from mltrain.train.placement import resources
+from mltrain.train.stopping import better
 from mltrain.tune import record
 from mltrain.tune.allocation import slots
 from mltrain.tune.schedule import Schedule, asha
@@ -82,6 +84,9 @@ class Driver:
         self._stop = stop
         self._longest = longest_steps
         self._event = event
+        self._best: float | None = None
+        for _, _, value in past:
+            self._best = value if better(value, self._best, config.objective.mode) else self._best
 
     def run(self) -> None:
         """Returns when every trial has ended, or all have stopped because ``stop`` asked for it."""
@@ -106,12 +111,20 @@ class Driver:
             )
             tuner.fit()
 
+    def began(self, run_id: str) -> None:
+        """A trial's process is there, and waits for its workers."""
+        chosen = (f"{key.rpartition('.')[2]} {_shown(value)}" for key, value in self._points[run_id].parameters.items())
+        self._event("trial began", f"trial {_short(run_id)} begins: {'  '.join(chosen)}", trial=run_id)
+
     def reported(self, run_id: str, step: int, value: float) -> None:
         """A trial's evaluation."""
-        self._event(
-            "report", f"trial {_short(run_id)}  step {step}  {self._config.objective.metric} {value:.4f}",
-            trial=run_id, step=step, value=value,
-        )  # fmt: skip
+        goal = self._config.objective
+        line = f"trial {_short(run_id)}  step {step}  {goal.metric} {value:.4f}"
+        if better(value, self._best, goal.mode):
+            self._best, line = value, f"{line}, the best so far"
+        else:
+            line = Passing(line)
+        self._event("report", line, trial=run_id, step=step, value=value)
 
     def ended(self, run_id: str, error: str | None) -> None:
         """A trial's process is done with it.
@@ -168,6 +181,9 @@ class _Watch(_Here, TrialProgressCallback):
     ) -> None:
         self._driver.reported(trial.config[RUN_ID], result[STEP], result[OBJECTIVE])
 
+    def on_trial_start(self, iteration: int, trials: "list[TuneTrial]", trial: "TuneTrial", **info: Any) -> None:
+        self._driver.began(trial.config[RUN_ID])
+
     def on_trial_complete(self, iteration: int, trials: "list[TuneTrial]", trial: "TuneTrial", **info: Any) -> None:
         self._driver.ended(trial.config[RUN_ID], None)
 
@@ -220,3 +236,7 @@ def _quiet(log: Path) -> Iterator[None]:
 
 def _short(run_id: str) -> str:
     return run_id.rsplit("-", 1)[-1]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -101,7 +101,7 @@ class _Sweep:
             "sweep started", trials=len(self._points), left=len(left), driver_epoch=self._lease.driver_epoch
         )
         if left:
-            with ray_cluster(self._config.cluster):
+            with ray_cluster(self._config.cluster, self._say):
                 self._fit(left)
         return self._conclude()
 
