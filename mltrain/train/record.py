@@ -187,7 +187,9 @@ class RunRecord:
         self._log.metrics(step, own, epoch=int(message["epoch"]), generation=self._generation)
         self._loggers.log(step, own)
         self.event("evaluation", step=step, metrics=metrics, seconds=message["seconds"])
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+        goal = self._config.objective
+        told = dict.fromkeys((goal.metric, f"{goal.split}/loss", "train/loss"))
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in told if name in metrics)
         line = f"epoch {message['epoch']:.1f}  step {step}  {shown}"
         self.say(f"{line}, the best so far" if self._leads(metrics) else Passing(line))
 

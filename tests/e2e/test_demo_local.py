@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from mltrain import results, train
+from mltrain import config, results, train
+from mltrain.data import Dataset
 from mltrain.errors import DamagedError
 from tests.support import processes
 
@@ -50,6 +51,14 @@ def test_every_artefact_is_below_the_root(root: Path, first: dict[str, Any]) -> 
     assert all(Path(picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     for place in ("sweep", "best run", "checkpoint", "runs table"):
         assert Path(first["places"][place]).is_relative_to(root) and Path(first["places"][place]).is_dir()
+
+
+def test_the_dataset_is_that_of_the_example_file(root: Path, first: dict[str, Any]) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "adult.yaml"
+    wanted = config.load_dataset(example, {"root": str(root), "dataset.table": f"{root}/lake/adult"})
+    dataset = Dataset.open(first["dataset"], root=root)
+    assert dataset.provenance["config"] == config.to_yaml(wanted)
+    assert "education" not in dataset.schema
 
 
 def test_trials_and_sweep_are_in_the_runs_table(root: Path, first: dict[str, Any]) -> None:
