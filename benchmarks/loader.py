@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mltrain.data import Column, Dataset, Loader, Schema, ShardEntry, assemble, publish, write_shard
+from mltrain.data import Build, Column, Dataset, Loader, Schema, ShardEntry, assemble, write_shard
 from mltrain.data.shard import blob_path
 from mltrain.storage import open_store
 
@@ -46,7 +46,8 @@ def workload(root: Path, rows: int) -> Dataset:
         store.put(blob_path(shard.blob), memoryview(shard.buffer))
         entries.append(ShardEntry.of(shard, split="train", increment=0, bucket=bucket))
     manifest, blobs = assemble(schema, {}, ("train",), entries)
-    publish(store, manifest, blobs, name="workload", build_id="benchmark", provenance={})
+    with Build.start(store, "workload", "benchmark") as build:
+        build.publish(manifest, blobs, {})
     return Dataset.open("workload", root=root)
 
 

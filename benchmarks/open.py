@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mltrain.data import Column, Dataset, Loader, Manifest, Schema, ShardEntry, assemble, publish, write_shard
+from mltrain.data import Build, Column, Dataset, Loader, Manifest, Schema, ShardEntry, assemble, write_shard
 from mltrain.data.order import ShuffledEpoch
+from mltrain.data.publish import move_pointer
 from mltrain.data.shard import blob_path
 from mltrain.storage import open_store
 
@@ -35,7 +36,8 @@ def small(root: Path) -> None:
     shard = write_shard({"x": np.zeros(1), "y": np.zeros(1)}, SCHEMA, identity=pa.table({"id": [0]}))
     open_store(root).put(blob_path(shard.blob), memoryview(shard.buffer))
     manifest, blobs = assemble(SCHEMA, {}, ("train",), [ShardEntry.of(shard, split="train", increment=0, bucket=0)])
-    publish(open_store(root), manifest, blobs, name="small", build_id="small", provenance={})
+    with Build.start(open_store(root), "small", "small") as build:
+        build.publish(manifest, blobs, {})
 
 
 def synthetic(root: Path, shards: int) -> Manifest:
@@ -56,7 +58,13 @@ def synthetic(root: Path, shards: int) -> Manifest:
         for bucket in range(shards)
     ]
     manifest, blobs = assemble(SCHEMA, {}, ("train",), entries)
-    return publish(open_store(root), manifest, blobs, name="large", build_id="large", provenance={})
+    store = open_store(root)
+    for path, buffer in blobs.items():
+        store.put(path, memoryview(buffer))
+    # Not as a build does, which looks for every shard.
+    store.put(manifest.path, manifest.to_bytes())
+    move_pointer(store, "large", manifest.digest, "large")
+    return manifest
 
 
 def rss_bytes() -> int:

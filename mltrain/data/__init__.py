@@ -5,13 +5,14 @@ from mltrain.data.cache import NodeCache
 from mltrain.data.dataset import Dataset
 from mltrain.data.loader import Counters, Loader
 from mltrain.data.manifest import Manifest, ShardEntry, assemble
-from mltrain.data.publish import publish
+from mltrain.data.publish import Build
 from mltrain.data.schema import Column, Schema
 from mltrain.data.shard import EncodedShard, write_shard
 from mltrain.data.verify import VerifyReport
 
 __all__ = [
     "Batch",
+    "Build",
     "Column",
     "Counters",
     "Dataset",
@@ -24,6 +25,5 @@ __all__ = [
     "ShardEntry",
     "VerifyReport",
     "assemble",
-    "publish",
     "write_shard",
 ]

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from mltrain.config import DatasetFile, DatasetSpec
 from mltrain.data import keys
 from mltrain.data.manifest import Manifest, ShardEntry, assemble
-from mltrain.data.publish import publish
+from mltrain.data.publish import Build
 from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError
 from mltrain.features import provenance, splits, statistics
@@ -109,10 +109,13 @@ class _Build:
             self.progress(f"dataset {self.file.name} is up to date")
             return self._report(manifest, reused=True)
         sizes = {name: feature.size for name, feature in planned.features.items() if feature.size}
-        with arrow_batches(self.spark, source.schema, sizes):
-            return self._make(source, planned, recipe)
+        with (
+            Build.start(self.store, self.file.name, self.id, self.progress) as build,
+            arrow_batches(self.spark, source.schema, sizes),
+        ):
+            return self._make(source, planned, recipe, build)
 
-    def _make(self, source: Source, planned: Plan, recipe: str) -> BuildReport:
+    def _make(self, source: Source, planned: Plan, recipe: str, build: Build) -> BuildReport:
         spec, subject = self.file.dataset, source.described
         self.progress(f"reading {subject} and fitting {len(planned.features)} features")
         frame, names = self._rows(source, planned)
@@ -140,14 +143,7 @@ class _Build:
             "rows": dict(rows),
             "statistics": _summary(found),
         }
-        manifest = publish(
-            self.store,
-            manifest,
-            {**vocabularies, **manifest_blobs},
-            name=self.file.name,
-            build_id=self.id,
-            provenance=record,
-        )
+        manifest = build.publish(manifest, {**vocabularies, **manifest_blobs}, record)
         return self._report(manifest, reused=reused)
 
     def _rows(self, source: Source, planned: Plan) -> tuple[DataFrame, tuple[str, ...]]:

@@ -138,8 +138,7 @@ class LocalStore(Store):
     @contextmanager
     def _locked(self, path: str) -> Iterator[None]:
         # A file, as NFS cannot lock a directory. It stays: who removed it would part those who wait from newcomers.
-        name = hashlib.sha256(path.encode()).hexdigest()[:16]
-        lock = self._file(path).parent / f"{_HIDDEN}lock-{name}"
+        lock = self._file(path).parent / f"{_HIDDEN}lock"
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

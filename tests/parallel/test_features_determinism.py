@@ -17,6 +17,7 @@ from mltrain import features
 from mltrain.config import DatasetFile
 from mltrain.data import Dataset
 from mltrain.errors import NotFoundError
+from mltrain.storage import open_store
 from tests.support import processes, tables
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def test_two_builders_race_on_other_masters_while_every_task_fails_once(
     dataset = Dataset.open(tmp_path / "root" / "datasets" / "test")
     assert dataset.digest == reference
     assert dataset.verify().damaged == {}
-    assert len(list((tmp_path / "root" / "builds").iterdir())) == 2
+    assert len(list(open_store(tmp_path / "root").list("builds"))) == 2
 
 
 def test_lost_rows_and_a_killed_driver_leave_nothing_that_can_be_seen(
@@ -148,7 +149,7 @@ def test_lost_rows_and_a_killed_driver_leave_nothing_that_can_be_seen(
     assert lost["error"] == swapped["error"] == "BuildError"
     assert "so nothing was published" in lost["message"]
     assert "other rows, the table" in swapped["message"]
-    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["shards"]
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["builds", "shards"]
     assert [path.name for path in (tmp_path / "root" / "shards").iterdir()] == ["blobs"]
     with pytest.raises(NotFoundError):
         Dataset.open(tmp_path / "root" / "datasets" / "test")

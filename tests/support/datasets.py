@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mltrain.data import Column, Dataset, Schema, ShardEntry, assemble, keys, publish, write_shard
+from mltrain.data import Build, Column, Dataset, Schema, ShardEntry, assemble, keys, write_shard
 from mltrain.data.shard import blob_path
 from mltrain.storage import open_store
 
@@ -122,7 +122,8 @@ def make_dataset(
             entries.append(ShardEntry.of(shard, split=split, increment=0, bucket=bucket))
     manifest, blobs = assemble(schema, transforms or {}, tuple(splits), entries)
     build_id = f"{name}-{manifest.digest[:8]}"
-    publish(store, manifest, blobs, name=name, build_id=build_id, provenance={"source": "tests.support.datasets"})
+    with Build.start(store, name, build_id) as build:
+        build.publish(manifest, blobs, {"source": "tests.support.datasets"})
     return Dataset.open(name, root=root)
 
 

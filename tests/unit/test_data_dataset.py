@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mltrain.config import CacheConfig
-from mltrain.data import Dataset, Manifest, NodeCache, ShardEntry, assemble, publish
+from mltrain.data import Build, Dataset, Manifest, NodeCache, ShardEntry, assemble
 from mltrain.data.dataset import Reference, parse_reference
 from mltrain.data.layout import choose_buckets, choose_lanes, choose_window
 from mltrain.data.manifest import decode_statistics
@@ -266,7 +266,8 @@ def test_publishing_moves_the_pointer_and_keeps_what_was(tmp_path: Path) -> None
 def test_publishing_twice_adopts_what_is_there(tmp_path: Path) -> None:
     made = make_dataset(tmp_path, rows=100, shards=1)
     manifest, blobs = assemble(made.schema, made.transforms, made.splits, entries_with_statistics(made))
-    stored = publish(open_store(tmp_path), manifest, blobs, name="made", build_id="again", provenance={"who": "b"})
+    with Build.start(open_store(tmp_path), "made", "again") as build:
+        stored = build.publish(manifest, blobs, {"who": "b"})
     assert stored.to_bytes() == made.manifest.to_bytes()
     assert Dataset.open("made", root=tmp_path).provenance["who"] == "b"
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mltrain.data import Column, Dataset, Schema, ShardEntry, assemble, keys, publish, write_shard
+from mltrain.data import Build, Column, Dataset, Schema, ShardEntry, assemble, keys, write_shard
 from mltrain.data.diff import diff
 from mltrain.data.shard import blob_path
 from mltrain.storage import open_store
@@ -44,7 +44,8 @@ def _store(
         store.put(blob_path(shard.blob), memoryview(shard.buffer))
         entries.append(ShardEntry.of(shard, split="train", increment=0, bucket=bucket))
     manifest, blobs = assemble(schema, transforms or {}, ("train",), entries)
-    publish(store, manifest, blobs, name=name, build_id=name, provenance={})
+    with Build.start(store, name, name) as build:
+        build.publish(manifest, blobs, {})
     return Dataset.open(name, root=root)
 
 

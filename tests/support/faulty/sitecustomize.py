@@ -67,18 +67,18 @@ def _meet(place: Path) -> None:
 
 
 def _install_in_driver() -> None:
-    from mltrain.features import job
+    from mltrain.data import Build
 
-    publish = vars(job)["publish"]
+    publish = Build.publish
 
-    def faulty_publish(*args: Any, **kwargs: Any) -> Any:
+    def faulty_publish(build: Build, *args: Any) -> Any:
         if _is_on("kill_driver"):
             os.kill(os.getpid(), signal.SIGKILL)
         if _is_on("wait_for_other"):
             _meet(Path(os.environ["MLTRAIN_TEST_FAULTS"]).with_name("meeting"))
-        return publish(*args, **kwargs)
+        return publish(build, *args)
 
-    vars(job)["publish"] = faulty_publish
+    Build.publish = faulty_publish  # type: ignore[assignment, method-assign]
 
 
 if "MLTRAIN_TEST_FAULTS" in os.environ:
