@@ -28,9 +28,6 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     from mltrain import config as configs
 
     experiment = configs.load_experiment(needed(config), overrides)
-    model, goal = experiment.model, experiment.objective
-    default = ", the default" if model == configs.ModelConfig() else ""
-    out.progress(f"model {model.factory}{default}; best is the {goal.mode} of {goal.metric}")
     from mltrain import train as trainings
 
     result = trainings.run(experiment, run_id=run_id, progress=out.progress)

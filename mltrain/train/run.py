@@ -180,7 +180,12 @@ class _Attempt:
             "run started", run_id=self._run_id, driver_epoch=self._lease.driver_epoch, dataset=self._dataset.digest,
             step=restore.step if restore else 0, workers=self._config.train.workers.max,
         )  # fmt: skip
-        record.say(f"run {self._run_id}" + (f" resumes after step {restore.step}" if restore else ""))
+        model, goal = self._config.model, self._config.objective
+        default = ", the default" if model == configs.ModelConfig() else ""
+        again = f" resumes after step {restore.step}" if restore else ""
+        record.say(
+            f"run {self._run_id}{again}: model {self._shipped.name}{default}; best is the {goal.mode} of {goal.metric}"
+        )
         if self._config.train.workers.max == 0:
             from mltrain.train import inprocess
 
