@@ -29,7 +29,7 @@ from mltrain.config.experiment import (
     Workers,
 )
 from mltrain.config.features import ResolvedFeature, resolve_features
-from mltrain.config.loading import digest, load, load_dataset, load_experiment, parse, to_yaml
+from mltrain.config.loading import checked, digest, load, load_dataset, load_experiment, parse, to_yaml
 from mltrain.config.search import Scheduler, TuneConfig
 from mltrain.config.surroundings import CacheConfig, StorageConfig
 
@@ -63,6 +63,7 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "Workers",
+    "checked",
     "digest",
     "load",
     "load_dataset",

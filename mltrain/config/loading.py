@@ -16,9 +16,10 @@ from mltrain.config.dataset import DatasetFile, DatasetSpec
 from mltrain.config.experiment import Experiment
 from mltrain.config.problems import config_error
 from mltrain.config.search import extremes
+from mltrain.config.size import copied
 from mltrain.config.source import Origin, Source, escaped, quoted, read
 from mltrain.config.uri import normalise
-from mltrain.errors import ConfigError
+from mltrain.errors import ConfigError, RequestError
 
 Config = TypeVar("Config", DatasetFile, Experiment)
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -59,7 +60,7 @@ def parse(
 ) -> DatasetFile | Experiment:
     """The same as ``load`` from a mapping; relative paths in it are relative to ``base_dir``."""
     base = Path(base_dir).resolve()
-    source = Source(_copied(mapping), {(): Origin("the mapping", None, base)})
+    source = Source(copied(mapping), {(): Origin("the mapping", None, base)})
     source = _overrides.apply(source, overrides, base)
     return _experiment(source) if _is_experiment(source.data) else _validated(source, DatasetFile)
 
@@ -67,14 +68,6 @@ def parse(
 def _overridden(source: Source, overrides: Overrides) -> Source:
     origin = source.origin(())
     return _overrides.apply(source, overrides, origin.base_dir if origin else Path.cwd())
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copied(inner) for inner in value]
-    return value
 
 
 def _is_experiment(data: dict[str, Any]) -> bool:
@@ -179,6 +172,21 @@ def _reference(reference: str, base: Path, key: str) -> str:
     if not Path(place).is_absolute() and not file.is_file():
         raise ConfigError(f"{key} {reference!r}: there is no file {file}")
     return f"{file}:{name}"
+
+
+def checked(given: object, wanted: type[Config], taker: str) -> Config:
+    """``given``, if it is a config of the kind that ``taker`` takes.
+
+    Raises:
+        RequestError: it is not; the message says what it is.
+    """
+    if isinstance(given, wanted):
+        return given
+    kinds: dict[type, str] = {DatasetFile: "a dataset file", Experiment: "an experiment"}
+    found = f"{kinds[type(given)]} ({given.name})" if isinstance(given, DatasetFile | Experiment) else repr(given)
+    raise RequestError(
+        f"{taker} was given {found[:200]}; wanted {kinds[wanted]}, as mltrain.config.load(file) returns for such a file"
+    )
 
 
 def to_yaml(config: DatasetFile | Experiment) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mltrain.config.size import copied
 from mltrain.config.source import Keys, Origin, Source, parse_yaml, plain
 from mltrain.errors import ConfigError
 
@@ -32,7 +33,7 @@ def _copied(value: Any) -> Any:
 
 def _parsed(overrides: Mapping[str, Any] | Sequence[str], base_dir: Path) -> list[tuple[str, Any, Origin]]:
     if isinstance(overrides, Mapping):
-        return [(key, value, Origin(f"override {key}", None, base_dir)) for key, value in overrides.items()]
+        return [(key, copied(value), Origin(f"override {key}", None, base_dir)) for key, value in overrides.items()]
     if isinstance(overrides, str):
         raise ConfigError(f"overrides {overrides!r}: want a list of 'key=value' or a mapping")
     parsed = []

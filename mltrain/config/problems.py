@@ -86,11 +86,12 @@ _WANTED = {
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a mapping",
-    "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "finite_number": "a finite number",
     "string_too_short": "some text",
 }
+# Models that a file may write as something else than a mapping.
+_SHORT_FORMS = {"Workers": "a whole number, or a mapping with min and max"}
 _BOUNDS = {"greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least")}
 _BOUNDS |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
 
@@ -106,6 +107,8 @@ def _wanted(detail: Any) -> str:
         return _PATTERNS.get(context["pattern"], f"text that matches {context['pattern']}")
     if kind == "too_short":
         return f"at least {context['min_length']} entry"
+    if kind == "model_type":
+        return _SHORT_FORMS.get(context["class_name"], "a mapping")
     return _WANTED.get(kind, str(detail["msg"]))
 
 

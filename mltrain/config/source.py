@@ -17,6 +17,7 @@ from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, ScalarString
 
+from mltrain.config.size import MAX_BYTES, check_size
 from mltrain.errors import ConfigError, NotFoundError
 
 Keys = tuple[str | int, ...]
@@ -85,29 +86,39 @@ def _read(path: Path, extending: tuple[Path, ...]) -> Source:
 
 def _parse_file(path: Path, base_dir: Path) -> Source:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode()
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"config file {str(path)!r} does not exist; name one with -c FILE") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
     root = parse_yaml(text, str(path))
     if not isinstance(root, CommentedMap):
-        found = "empty" if root is None else f"a {type(root).__name__.removeprefix('Commented').lower()}"
+        found = "empty" if root is None else _called(root)
         raise ConfigError(f"{path}: the file is {found}; want a mapping such as name: …")
     origins: dict[Keys, Origin] = {(): Origin(str(path), 1, base_dir)}
     data = _plain(root, (), Origin(str(path), 1, base_dir), origins)
     return Source(data, origins)
 
 
+def _called(value: Any) -> str:
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return "text"
+    return "a bool" if isinstance(value, bool) else "a number"
+
+
 def parse_yaml(text: str, place: str) -> Any:
-    """One YAML 1.2 document.
+    """One YAML 1.2 document, of a size that a person writes.
 
     Raises:
-        ConfigError: it is none; the message names the line.
+        ConfigError: it is none, or too large; the message names the line.
     """
     yaml = YAML(typ="rt", pure=True)
     yaml.preserve_quotes = True
     try:
+        check_size(text, place)
         return yaml.load(text)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
@@ -119,6 +130,9 @@ def parse_yaml(text: str, place: str) -> Any:
         raise ConfigError(f"{place}:{line}: not YAML: {error.problem or error.context}") from error
     except YAMLError as error:
         raise ConfigError(f"{place}: not YAML: {error}") from error
+    except ValueError as error:
+        # Numbers and dates that only look like ones: Python's own refusal, without a line.
+        raise ConfigError(f"{place}: a value cannot be read: {error}") from error
 
 
 def _plain(node: Any, keys: Keys, around: Origin, origins: dict[Keys, Origin]) -> Any:

@@ -81,6 +81,51 @@ def test_defaults_are_final_and_depend_on_what_is_chosen(tmp_path: Path) -> None
     assert (asha.trials, asha.scheduler.grace_steps, asha.scheduler.reduction_factor) == (10, 1, 3)
 
 
+_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+_TOWER = "a0: &a0 " + "[" * 60 + "]" * 60 + "\na1: " + "[" * 60 + "*a0" + "]" * 60
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tags: " + "[" * 300, "file.yaml:1: nested more than 100 deep"),
+        ("tags: " + "[" * 100 + "]" * 100, "file.yaml:1: nested more than 100 deep"),
+        (_TOWER, "file.yaml:2: nested more than 100 deep"),
+        (_BOMB, "file.yaml:5: more than 100,000 values"),
+        ("tags: &a [*a]", r"file.yaml:1: \*a stands inside of what it stands for"),
+        ("seed: " + "9" * 5000, "file.yaml: a value cannot be read: Exceeds the limit"),
+        ("day: 2026-13-45", "file.yaml: a value cannot be read: month must be in 1..12"),
+        ("# " + "x" * (1 << 20), "file.yaml: the file is longer than 1,048,576 bytes"),
+        ("[1, 2]", "file.yaml: the file is a list; want a mapping"),
+        ("12", "file.yaml: the file is a number; want a mapping"),
+        ("true", "file.yaml: the file is a bool; want a mapping"),
+        ("words", "file.yaml: the file is text; want a mapping"),
+        ("", "file.yaml: the file is empty; want a mapping"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_file_that_no_person_wrote_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.load(write(tmp_path, text))
+
+
+def test_aliases_within_reason_are_copies(tmp_path: Path) -> None:
+    text = DATASET.replace("[row_id]", "&key [row_id]") + "  keep: &kept [a, b]\ntags: {a: &text words, b: *text}\n"
+    loaded = config.load(write(tmp_path, text))
+    assert loaded.tags == {"a": "words", "b": "words"}
+
+
+def test_a_mapping_too_deep_is_refused() -> None:
+    deep: list[object] = []
+    deep.append(deep)
+    with pytest.raises(ConfigError, match="nested more than 100 deep"):
+        config.parse({"name": "a", "tags": {"b": deep}})
+    with pytest.raises(ConfigError, match="nested more than 100 deep"):
+        config.parse({"name": "a"}, {"tags": {"b": deep}})
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [("0", (0, 0)), ("4", (4, 4)), ("{min: 2, max: 8}", (2, 8)), ("{min: 2}", (2, 2)), ("{max: 8}", (1, 8))],
@@ -88,6 +133,11 @@ def test_defaults_are_final_and_depend_on_what_is_chosen(tmp_path: Path) -> None
 def test_workers_are_a_number_or_a_range(tmp_path: Path, given: str, wanted: tuple[int, int]) -> None:
     workers = load_experiment(write(tmp_path, EXPERIMENT), f"train.workers={given}").train.workers
     assert (workers.min, workers.max) == wanted
+
+
+def test_what_workers_may_be_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train.workers is 'two'; want a whole number, or a mapping with min and max"):
+        load_experiment(write(tmp_path, EXPERIMENT), "train.workers=two")
 
 
 @pytest.mark.parametrize(
