@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mltrain.evaluate.metrics import metrics
-from mltrain.evaluate.tasks import Task, outputs_by_task, total_loss
+from mltrain.errors import TrainingError
+from mltrain.evaluate.metrics import NAMES, metrics
+from mltrain.evaluate.tasks import Task, scores_by_task, total_loss
 
 if TYPE_CHECKING:
     from mltrain.data import Batch
@@ -49,10 +50,9 @@ def evaluate(
     The model's own metrics (torchmetrics) synchronise through ``collectives.gather``; those of the label types
     are computed from the gathered scores of all rows.
     """
-    own = _own_metrics(model, collectives)
+    own = _synchronised(_own_metrics(model), collectives)
     update: Any = getattr(model, "update_metric", None)
-    built_in = not callable(getattr(model, "loss", None))
-    rows = _Rows(of if built_in else ())
+    rows = _Rows(of if _label_metrics(model) else (), needed=not _has(model, "loss"))
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -70,11 +70,39 @@ def evaluate(
     return Evaluation(results, rows.total)
 
 
-class _Rows:
-    """Losses, weights, scores and labels of the rows seen, until they are gathered."""
+def metric_names(model: torch.nn.Module, of: tuple[Task, ...]) -> list[str]:
+    """What an evaluation of ``model`` can report; with a loss of its own, the label's as far as its outputs allow."""
+    found = ["loss", *_own_metrics(model)]
+    if _label_metrics(model):
+        found += [f"{_prefix(task, of)}{name}" for task in of for name in NAMES[task.type]]
+    return found
 
-    def __init__(self, of: tuple[Task, ...]) -> None:
+
+def _has(model: torch.nn.Module, name: str) -> bool:
+    return callable(getattr(model, name, None))
+
+
+def _label_metrics(model: torch.nn.Module) -> bool:
+    """A model with a loss and metrics of its own has these; any other has those of its labels' types."""
+    return not (_has(model, "loss") and _has(model, "get_metrics"))
+
+
+def _prefix(task: Task, of: tuple[Task, ...]) -> str:
+    return "" if len(of) == 1 else f"{task.name}."
+
+
+class _Rows:
+    """Losses, weights, scores and labels of the rows seen, until they are gathered.
+
+    Args:
+        of: the tasks whose scores are measured.
+        needed: outputs that do not fit a task are a mistake; else they only cannot be measured.
+    """
+
+    def __init__(self, of: tuple[Task, ...], needed: bool) -> None:
         self._tasks = of
+        self._needed = needed
+        self._fits = True
         self._losses: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._scores: dict[str, list[Tensor]] = {task.name: [] for task in of}
@@ -90,11 +118,17 @@ class _Rows:
         self._weights.append(
             torch.ones(batch.rows, dtype=torch.float64) if weight is None else weight.double().cpu().clone()
         )
-        if not self._tasks:
+        if not self._tasks or not self._fits:
             return
-        by_task = outputs_by_task(outputs, self._tasks)
+        try:
+            scores = scores_by_task(outputs, self._tasks)
+        except TrainingError:
+            if self._needed:
+                raise
+            self._fits = False
+            return
         for task in self._tasks:
-            self._scores[task.name].append(task.scores(by_task[task.name]).cpu())
+            self._scores[task.name].append(scores[task.name].cpu())
             self._labels[task.name].append(batch.labels[task.name].cpu().clone())
 
     def compute(self, collectives: Gather) -> dict[str, float]:
@@ -103,12 +137,14 @@ class _Rows:
         self.total = len(loss)
         total_weight = float(weight.sum())
         results = {"loss": float(np.dot(loss, weight) / total_weight) if total_weight > 0 else float("nan")}
+        if not self._needed and not all(map(bool, collectives.gather(torch.tensor([self._fits])))):
+            return results
         for task in self._tasks:
             shape = () if task.outputs == 1 else (task.outputs,)
             labels_shape = shape if task.type == "multilabel" else ()
             scores = _gathered(self._scores[task.name], shape, torch.float32, collectives)
             labels = _gathered(self._labels[task.name], labels_shape, torch.float64, collectives)
-            prefix = "" if len(self._tasks) == 1 else f"{task.name}."
+            prefix = _prefix(task, self._tasks)
             found = metrics(task.type, scores, labels, weight) if self.total else {}
             results.update({f"{prefix}{name}": value for name, value in found.items()})
         return results
@@ -134,11 +170,12 @@ def _alike(tensor: Tensor, collectives: Gather) -> Tensor:
     return torch.empty((0, *width), dtype=getattr(torch, name), device=tensor.device)
 
 
-def _own_metrics(model: torch.nn.Module, collectives: Gather) -> dict[str, Any]:
-    make = getattr(model, "get_metrics", None)
-    if not callable(make):
-        return {}
-    found: dict[str, Any] = dict(make())
+def _own_metrics(model: torch.nn.Module) -> dict[str, Any]:
+    make: Any = getattr(model, "get_metrics", None)
+    return dict(make()) if callable(make) else {}
+
+
+def _synchronised(found: dict[str, Any], collectives: Gather) -> dict[str, Any]:
 
     def gather(tensor: Tensor, group: object = None) -> list[Tensor]:
         if tensor.ndim == 0:

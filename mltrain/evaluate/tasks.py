@@ -88,6 +88,16 @@ def outputs_by_task(outputs: object, of: tuple[Task, ...]) -> Mapping[str, Tenso
     )
 
 
+def scores_by_task(outputs: object, of: tuple[Task, ...]) -> dict[str, Tensor]:
+    """Scores of every task.
+
+    Raises:
+        TrainingError: the outputs have not the shape that the labels need.
+    """
+    by_task = outputs_by_task(outputs, of)
+    return {task.name: task.scores(by_task[task.name]) for task in of}
+
+
 def total_loss(model: torch.nn.Module, of: tuple[Task, ...], outputs: object, batch: "Batch") -> Tensor:
     """Unreduced loss, ``[rows]``: the model's own ``loss(outputs, batch)``, or the sum over tasks of their losses.
 

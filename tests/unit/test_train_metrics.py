@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from mltrain.evaluate.metrics import metrics
+from mltrain.evaluate.metrics import NAMES, metrics
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,3 +57,10 @@ def test_regression_metrics_equal_the_references() -> None:
     assert found["rmse"] == pytest.approx(reference.root_mean_squared_error(labels, scores, sample_weight=weights))
     assert found["mae"] == pytest.approx(reference.mean_absolute_error(labels, scores, sample_weight=weights))
     assert found["r2"] == pytest.approx(reference.r2_score(labels, scores, sample_weight=weights))
+
+
+@pytest.mark.parametrize(("type_", "columns"), [("binary", 1), ("multiclass", 3), ("multilabel", 3), ("regression", 1)])
+def test_the_names_of_a_types_metrics_are_known_before_there_are_any(type_: str, columns: int) -> None:
+    scores = np.full((4, columns), 0.5, np.float32)
+    labels = np.zeros((4, columns) if type_ == "multilabel" else 4)
+    assert tuple(metrics(type_, scores, labels, None)) == NAMES[type_]
