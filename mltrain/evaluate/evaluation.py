@@ -137,7 +137,7 @@ class _Rows:
         self.total = len(loss)
         total_weight = float(weight.sum())
         results = {"loss": float(np.dot(loss, weight) / total_weight) if total_weight > 0 else float("nan")}
-        if not self._needed and not all(map(bool, collectives.gather(torch.tensor([self._fits])))):
+        if not self._needed and not all(map(bool, collectives.gather(torch.tensor([self._fits], dtype=torch.uint8)))):
             return results
         for task in self._tasks:
             shape = () if task.outputs == 1 else (task.outputs,)
