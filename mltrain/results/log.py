@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import re
 import threading
 import time
 import uuid
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mltrain.errors import DamagedError, NotFoundError, StorageError
+from mltrain.errors import DamagedError, MltrainError, NotFoundError, RequestError, StorageError
 from mltrain.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,33 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 _SLOWEST_FLUSH_S = 60.0
+LONGEST_RUN_ID = 100
+# As names in configs are (`mltrain.config.strict.Name`).
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def run_path(run_id: str, kind: str = "runs") -> str:
-    """Where a run (``kind="sweeps"``: a sweep) lies below the root."""
-    return f"{kind}/{run_id}"
+    """Where a run (``kind="sweeps"``: a sweep) lies below the root.
+
+    Raises:
+        RequestError: the id is none.
+    """
+    return f"{kind}/{checked_run_id(run_id)}"
+
+
+def checked_run_id(run_id: object, longest: int = LONGEST_RUN_ID) -> str:
+    """``run_id``, if it can be the id of a run: part of paths, URIs and commands.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if isinstance(run_id, str) and len(run_id) <= longest and _RUN_ID.fullmatch(run_id):
+        return run_id
+    shown = repr(run_id)
+    raise RequestError(
+        f"run id {shown if len(shown) <= 120 else shown[:100] + '...'}: wanted letters, digits, '.', '_' and '-', "
+        f"beginning with a letter or digit, at most {longest} characters"
+    )
 
 
 class RunLog:
@@ -75,7 +98,13 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except MltrainError as second:
+            if error is None:
+                raise
+            # What failed first says more, and is likely to be why this fails too.
+            logger.warning("metrics and events are not written: %s", second)
 
     def event(self, kind: str, /, **fields: Any) -> None:
         """Records that something happened, now. ``fields`` are plain data."""

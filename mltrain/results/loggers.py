@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from mltrain.errors import MissingDependencyError, StorageError
+from mltrain.errors import MissingDependencyError, MltrainError, StorageError
 from mltrain.results.log import run_path
 from mltrain.storage import Store
 
@@ -47,7 +47,13 @@ class Loggers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except MltrainError as second:
+            if error is None:
+                raise
+            # What failed first says more, and is likely to be why this fails too.
+            logger.warning("a logger is not closed: %s", second)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Hands the metrics of a step to every logger."""

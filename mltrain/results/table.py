@@ -20,6 +20,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from mltrain.errors import NotFoundError, RequestError, StorageError
+from mltrain.results.log import checked_run_id
 from mltrain.storage import delta_options, normalise
 
 TABLE = "runs_table"
@@ -200,9 +201,11 @@ def get(root: str, run_id: str) -> dict[str, Any]:
     """The latest row of one run, as plain data.
 
     Raises:
+        RequestError: this cannot be a run's id.
         NotFoundError: there is no such run.
         StorageError: storage failed or refused.
     """
+    checked_run_id(run_id)
     table = runs(root)
     found = table.filter(pc.field("run_id") == run_id).to_pylist(maps_as_pydicts="strict")
     if not found:
