@@ -110,6 +110,45 @@ def diff(out: Output, before: str, after: str, config: str | None, overrides: Se
     )
 
 
+@dataset.command(epilog=example("mltrain dataset gc --root s3://ml/prod --dry-run"))
+@config_options
+@_root
+@click.option(
+    "--grace",
+    "grace_hours",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="What was written less than this ago stays.",
+)
+@click.option("--unnamed", is_flag=True, help="Also datasets that no name points at and no run or sweep mentions.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@common
+def gc(
+    out: Output,
+    config: str | None,
+    overrides: Sequence[str],
+    root: str | None,
+    grace_hours: float,
+    unnamed: bool,
+    dry_run: bool,
+) -> None:
+    """Remove shards that no dataset reaches. Nothing is removed while a build is under way."""
+    from mltrain.data.garbage import collect
+    from mltrain.storage import open_store
+
+    store = open_store(root_of(config, overrides, root))
+    found = collect(store, grace_s=3600 * grace_hours, unnamed=unnamed, dry_run=dry_run, progress=out.progress)
+    verb = "would remove" if dry_run else "removed"
+    out.result(
+        found,
+        *(found.removed if dry_run else ()),
+        f"{verb} {len(found.removed)} objects, {found.removed_bytes:,} bytes; {found.kept} are in use, {found.young} "
+        "within their grace period",
+    )
+
+
 def _open(reference: str | None, config: str | None, overrides: Sequence[str], root: str | None) -> "Dataset":
     """The dataset that was named, or that the file makes or uses."""
     from mltrain.data import Dataset, NodeCache

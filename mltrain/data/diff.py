@@ -1,7 +1,7 @@
 """What changed between two datasets: columns, transforms, and rows, matched by key."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from mltrain.data import keys
 from mltrain.data.dataset import Dataset
 from mltrain.data.schema import Column
+from mltrain.progress import Progress
 
 _KEY, _CONTENT = "mltrain/diff/key", "mltrain/diff/content"
 
 Hashes = NDArray[np.uint64]
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,19 +11,18 @@ manifest.
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mltrain.data.manifest import Manifest
 from mltrain.data.publish import COLLECTION, read_manifest, read_pointer
 from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError, DamagedError, NotFoundError
+from mltrain.progress import Passing, Progress
 from mltrain.storage import Store
 from mltrain.storage.lease import HeldError, Lease, fence, read_holder
 
 DEFAULT_GRACE_S = 24 * 3600.0
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
-
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +62,13 @@ def collect(
         progress: told what is being done.
 
     Raises:
+        NotFoundError: there are no datasets.
         BuildError: a build or another collection is under way.
         DamagedError: a manifest is damaged, so that what it reaches is not known.
     """
+    if next(root.list("shards"), None) is None:
+        raise NotFoundError(f"there are no datasets below {root.uri}; is it the right root?")
+    root.check_writable()
     try:
         lease = Lease.acquire(root, COLLECTION)
     except HeldError as error:
@@ -78,7 +81,7 @@ def collect(
             if not dry_run:
                 lease.check()
                 root.delete(path)
-                progress(f"removed {number + 1} of {len(garbage)} objects")
+                progress(Passing(f"removed {number + 1} of {len(garbage)} objects"))
         return Collected(tuple(garbage), sum(garbage.values()), kept, young, dry_run)
     finally:
         lease.release()

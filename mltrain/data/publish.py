@@ -7,7 +7,7 @@ manifest: one creates it, the others find it there and adopt it.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 from mltrain.data.manifest import Manifest, canonical_json
 from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError, DamagedError
+from mltrain.progress import Progress
 from mltrain.storage import ConflictError, Store
 from mltrain.storage.lease import Lease, fence, read_holder
 
@@ -47,7 +48,7 @@ class Build:
         self._root, self._name, self._id, self._lease = root, name, build_id, lease
 
     @classmethod
-    def start(cls, root: Store, name: str, build_id: str, progress: Callable[[str], None] = lambda line: None) -> Self:
+    def start(cls, root: Store, name: str, build_id: str, progress: Progress = lambda line: None) -> Self:
         """Takes the lease, and comes back when no collection is under way.
 
         Args:
@@ -110,7 +111,7 @@ class Build:
             )
 
 
-def wait_for_collection(root: Store, progress: Callable[[str], None]) -> None:
+def wait_for_collection(root: Store, progress: Progress) -> None:
     """Returns when no collection of garbage is under way; the lease of one that died is taken from it."""
     said = False
     while (holder := read_holder(root, COLLECTION)[0]) is not None and not holder.released:

@@ -77,6 +77,12 @@ def _reached(store: Store, digest: str) -> Iterator[str]:
     return blobs_of(Dataset.open(digest, root=store.uri).manifest)
 
 
+def test_a_root_without_datasets_is_refused_and_nothing_is_made_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="right root"):
+        collect(open_store(tmp_path / "mistyped"))
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_a_damaged_manifest_stops_the_collection_before_it_removes_anything(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     digest = _build(store, "adult", [1], "adult-1")
