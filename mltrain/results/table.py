@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from mltrain.errors import NotFoundError, RequestError, StorageError
+from mltrain.errors import NotFoundError, RequestError, StorageAccessError, StorageError
 from mltrain.results.log import checked_run_id
 from mltrain.storage import delta_options, normalise
 
@@ -27,6 +28,12 @@ TABLE = "runs_table"
 _COMMIT_RETRIES = 1000
 # Row ids stay in the log only as long as a retry may still come.
 _PROPERTIES = {"delta.setTransactionRetentionDuration": "interval 30 days"}
+_ORNAMENTS = re.compile(r"\x1b\[[0-9;]*m|[\u2500-\u257f\u21b3]")
+_NO_ACCESS = re.compile(
+    r"error sending request|40[13] (Unauthorized|Forbidden)|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|"
+    r"NoSuchBucket",
+    re.IGNORECASE,
+)
 _UNSAFE = "AWS_S3_ALLOW_UNSAFE_RENAME"
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -158,7 +165,7 @@ def ensure_table(root: str) -> None:
             if DeltaTable.is_deltatable(uri, storage_options=delta_options(uri)):
                 return
             if attempt == 9:
-                raise StorageError(f"cannot create the runs table {uri}: {error}") from error
+                raise _failure(f"cannot create the runs table {uri}", error) from error
 
 
 def append(root: str, row: RunRow) -> None:
@@ -180,7 +187,7 @@ def append(root: str, row: RunRow) -> None:
             write_deltalake(table, data, mode="append", commit_properties=commit)
     except (DeltaError, OSError) as error:
         if not (isinstance(error, CommitFailedError) and _recorded(uri, row)):
-            raise StorageError(f"cannot record run {row.run_id} in {uri}: {error}") from error
+            raise _failure(f"cannot record run {row.run_id} in {uri}", error) from error
 
 
 def runs(root: str) -> pa.Table:
@@ -220,13 +227,24 @@ def add_metrics(root: str, run_id: str, metrics: Mapping[str, float]) -> None:
     """Adds metrics to a run that has ended, such as those of the test split: a new row takes the place of its last.
 
     Raises:
+        RequestError: a name is not text, or a value not a number.
         NotFoundError: there is no such run.
         StorageError: storage failed or refused.
     """
+    added = {name: _metric(name, value) for name, value in metrics.items()}
     row = get(root, run_id)
     for generated in ("row_id", "recorded"):
         del row[generated]
-    append(root, RunRow(**{**row, "metrics": {**row["metrics"], **metrics}}))
+    append(root, RunRow(**{**row, "metrics": {**row["metrics"], **added}}))
+
+
+def _metric(name: object, value: Any) -> float:
+    try:
+        if isinstance(name, str) and not isinstance(value, str | bytes | bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass  # said below
+    raise RequestError(f"metric {name!r} is {value!r}: wanted a name, as in test/auc, and a number")
 
 
 def _plain(row: RunRow) -> dict[str, Any]:
@@ -240,6 +258,14 @@ def _recorded(uri: str, row: RunRow) -> bool:
     return DeltaTable(uri, storage_options=delta_options(uri)).transaction_version(row.row_id) is not None
 
 
+def _failure(what: str, error: Exception) -> StorageError:
+    """What delta-rs says in a coloured tree of causes, in a line."""
+    said = " ".join(_ORNAMENTS.sub(" ", str(error)).split())
+    if _NO_ACCESS.search(said):
+        return StorageAccessError(f"{what}: {said}. Check the endpoint, the bucket's name and the credentials")
+    return StorageError(f"{what}: {said}")
+
+
 def _read(root: str) -> pa.Table:
     uri = table_uri(root)
     try:
@@ -247,5 +273,5 @@ def _read(root: str) -> pa.Table:
     except TableNotFoundError as error:
         raise NotFoundError(f"{uri} does not exist: nothing has run below {normalise(root)} yet") from error
     except (DeltaError, OSError) as error:
-        raise StorageError(f"cannot read the runs table {uri}: {error}") from error
+        raise _failure(f"cannot read the runs table {uri}", error) from error
     return table.select(SCHEMA.names).cast(SCHEMA)
