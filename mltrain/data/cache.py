@@ -185,15 +185,12 @@ class NodeCache:
             else:
                 raise DamagedError(
                     f"shard {store.join(path)} is damaged: it has {part.stat().st_size} bytes that hash to {found}; "
-                    f"wanted {size_bytes} bytes that hash to {blob}. Build the dataset again to repair it"
+                    f"wanted {size_bytes} bytes that hash to {blob}"
                 )
             _sync(part)
             part.rename(self._file(blob))
         except NotFoundError as error:
-            raise DamagedError(
-                f"shard {store.join(path)} is missing although the manifest names it; "
-                "build the dataset again to repair it"
-            ) from error
+            raise DamagedError(f"shard {store.join(path)} is missing although the manifest names it") from error
         finally:
             part.unlink(missing_ok=True)
 

@@ -20,7 +20,10 @@ class CudaFeed:
     """
 
     def __init__(self, device: Any) -> None:
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise RequestError(f"device {device!r} is none: {str(error).splitlines()[0]}") from error
         if self.device.type != "cuda" or not torch.cuda.is_available():
             raise RequestError(f"device {str(device)!r} is not usable here; use device='cpu', or a machine with a GPU")
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]

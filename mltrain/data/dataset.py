@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from mltrain.data.publish import build_path, read_manifest, read_pointer
 from mltrain.data.schema import Schema
 from mltrain.data.source import ShardSource
 from mltrain.data.verify import VerifyReport, verify
-from mltrain.errors import MissingDependencyError, NotFoundError, RequestError
+from mltrain.errors import DamagedError, MissingDependencyError, NotFoundError, RequestError
 from mltrain.storage import Store, normalise, open_store
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Dataset:
         Raises:
             NotFoundError: there is no such dataset.
             RequestError: not a reference to a dataset.
-            DamagedError: its manifest is damaged.
+            DamagedError: its manifest is damaged, or missing although a name points at it.
         """
         wanted = parse_reference(str(reference), root)
         store = open_store(wanted.root, deadline_s=deadline_s)
@@ -89,6 +90,10 @@ class Dataset:
         try:
             manifest = read_manifest(store, manifest_path(digest))
         except NotFoundError as error:
+            if build is not None:
+                raise DamagedError(
+                    f"the manifest of dataset {wanted.name} is missing below {store.uri} ({error}); build it again"
+                ) from error
             raise NotFoundError(
                 f"no dataset with digest {digest} below {store.uri}; `mltrain dataset show` a name to see its digest"
             ) from error
@@ -170,10 +175,11 @@ class Dataset:
             stop: end; all rows by default.
 
         Raises:
-            RequestError: no such split or column.
+            RequestError: no such split, column or row.
             DamagedError: a shard is damaged.
         """
         total = self.rows(split)
+        start, stop = _row(start, "start"), total if stop is None else _row(stop, "stop")
         names = tuple(columns) if columns is not None else self._column_names()
         unknown = [name for name in names if name not in self.schema]
         if unknown:
@@ -182,7 +188,7 @@ class Dataset:
         order = SequentialEpoch(self.manifest.index.rows[where], max(1, total))
         tables = [
             self.source.shard(where.start + segment.shard).table(names).slice(segment.rows.start, segment.count)
-            for segment in order.segments(start, total if stop is None else min(stop, total))
+            for segment in order.segments(start, min(stop, total))
             if isinstance(segment.rows, slice)
         ]
         if tables:
@@ -205,7 +211,7 @@ class Dataset:
             import pandas  # noqa: F401
         except ImportError as error:
             raise MissingDependencyError("to_pandas needs pandas: pip install 'mltrain[notebook]'") from error
-        return self.read(split, columns, stop=rows).to_pandas()
+        return self.read(split, columns, stop=None if rows is None else _row(rows, "rows")).to_pandas()
 
     def verify(self, progress: Callable[[str], None] | None = None) -> VerifyReport:
         """Reads and hashes everything again, from storage and not from the cache; says what is damaged."""
@@ -275,6 +281,16 @@ def parse_reference(reference: str, root: str | Path | None = None) -> Reference
     if base.endswith("/shards") and _DIGEST.fullmatch(last):
         return Reference(base.removesuffix("/shards"), None, last)
     raise RequestError(f"{reference!r} is neither <root>/datasets/<name> nor <root>/shards/<digest>")
+
+
+def _row(number: Any, what: str) -> int:
+    try:
+        row = operator.index(number)
+    except TypeError:
+        row = -1
+    if row < 0:
+        raise RequestError(f"{what}={number!r}: wanted a number of rows, 0 or more")
+    return row
 
 
 def _pointer(store: Store, name: str) -> dict[str, Any]:

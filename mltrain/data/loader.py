@@ -85,8 +85,8 @@ class Loader:
         prefetch: int = 3,
     ) -> None:
         dataset.check_split(split)
-        if global_batch_size < 1 or prefetch < 1:
-            raise RequestError(f"global_batch_size={global_batch_size} and prefetch={prefetch} must be at least 1")
+        _check_whole(1, global_batch_size=global_batch_size, prefetch=prefetch)
+        _check_whole(None, seed=seed)
         self.dataset = dataset
         self.split = split
         self.global_batch_size = global_batch_size
@@ -107,6 +107,7 @@ class Loader:
         self._batches = self._rows = 0
         self._wait_s = 0.0
         self._slots: list[Slot] = []
+        self._closed = False
         self._running: weakref.ref[_Iteration] | None = None
         self._device = _open_device(device)
         self.reshard(rank, world_size)
@@ -116,7 +117,13 @@ class Loader:
         return steps(self._entry.rows, self.global_batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of this epoch; the next call gives the next epoch."""
+        """The rest of this epoch; the next call gives the next epoch. An iteration that still runs is over.
+
+        Raises:
+            RequestError: the loader is closed.
+        """
+        if self._closed:
+            raise RequestError("this loader is closed; make another one")
         self._stop()
         self.seek(*self.position)
         iteration = _Iteration(self)
@@ -148,24 +155,26 @@ class Loader:
         )
 
     def seek(self, epoch: int, step: int = 0) -> None:
-        """Goes to a step of an epoch, in a time that depends on neither. A running iteration ends.
+        """Goes to a step of an epoch, in a time that depends on neither. A running iteration is over.
 
         Raises:
             RequestError: there is no such step.
         """
-        if epoch < 0 or not 0 <= step <= len(self):
+        _check_whole(0, epoch=epoch, step=step)
+        if step > len(self):
             raise RequestError(f"no step {step} in epoch {epoch}: an epoch of {self.split!r} has {len(self)} steps")
         self._stop()
         self._epoch, self._step = epoch, step
         self._epoch, self._step = self.position
 
     def reshard(self, rank: int, world_size: int) -> None:
-        """Takes another share from the next iteration on, after the membership changed. A running iteration ends.
+        """Takes another share from the next iteration on, after the membership changed. A running iteration is over.
 
         Raises:
             RequestError: no such rank.
         """
-        if not 0 <= rank < world_size:
+        _check_whole(0, rank=rank, world_size=world_size)
+        if rank >= world_size:
             raise RequestError(f"rank {rank} of {world_size} workers")
         self._stop()
         self.rank = rank
@@ -182,16 +191,19 @@ class Loader:
         Raises:
             RequestError: the state is of another version, dataset, split, seed, batch size or order.
         """
+        if not isinstance(state, Mapping):
+            raise RequestError(f"loader state {state!r}: wanted what state_dict() gave")
         if state.get("version") != STATE_VERSION:
             raise RequestError(f"loader state of version {state.get('version')!r}; this mltrain reads {STATE_VERSION}")
         wrong = {name: state.get(name) for name, value in self._identity().items() if state.get(name) != value}
         if wrong:
             mine = {name: value for name, value in self._identity().items() if name in wrong}
             raise RequestError(f"the loader state has {wrong}, but this loader has {mine}: it would give other batches")
-        self.seek(int(state["epoch"]), int(state["step"]))
+        self.seek(state.get("epoch", -1), state.get("step", -1))
 
     def close(self) -> None:
-        """Ends the background thread and waits for it."""
+        """Ends the background thread and waits for it. A closed loader cannot be iterated any more."""
+        self._closed = True
         self._stop()
 
     def _identity(self) -> dict[str, Any]:
@@ -206,7 +218,7 @@ class Loader:
     def _stop(self) -> None:
         running = self._running() if self._running is not None else None
         if running is not None:
-            running.close()
+            running.end()
         self._running = None
 
     def _gatherer(self) -> "Gatherer":
@@ -259,10 +271,15 @@ class _Iteration(Iterator[Batch]):
         plan = _Plan(loader, epoch)
         self._pipeline = Pipeline(iter(range(first, len(loader))), loader._ring(), plan.prepare)
         self._held: list[Slot] = []
-        self._closed = False
+        self._closed = self._ended = False
         self._finalizer = weakref.finalize(self, self._pipeline.close)
 
     def __next__(self) -> Batch:
+        if self._ended:
+            # Not StopIteration: the loop would take what it has seen for the whole epoch.
+            raise RequestError(
+                "this iteration is over before its epoch: its loader was closed, sought, resharded or iterated anew"
+            )
         if self._closed:
             raise StopIteration
         loader = self._loader
@@ -287,6 +304,11 @@ class _Iteration(Iterator[Batch]):
         loader._batches += 1
         loader._rows += batch.rows
         return batch
+
+    def end(self) -> None:
+        """Closes it at its loader's wish: whoever still takes batches is told."""
+        self._ended = not self._closed
+        self.close()
 
     def close(self) -> None:
         """Ends the thread. One that is still waiting for storage keeps its buffers, and the loader makes others."""
@@ -334,6 +356,14 @@ class _Plan:
             self._gatherer.prefetch(self._order.upcoming(step, self._rank, self._world_size))
         self._planned = range(step, min(step + self._group, self._steps))
         self._shares = self._order.shares(self._planned, self._rank, self._world_size)
+
+
+def _check_whole(least: int | None, **given: object) -> None:
+    for name, value in given.items():
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or (least is not None and int(value) < least):  # type: ignore[call-overload]
+            bound = "" if least is None else f" of at least {least}"
+            raise RequestError(f"{name}={value!r}: wanted a whole number{bound}")
 
 
 def _open_device(device: Any) -> "CudaFeed | None":

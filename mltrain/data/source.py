@@ -17,6 +17,7 @@ from mltrain.data.shard import Shard, blob_path, open_shard
 from mltrain.errors import DamagedError, StorageError
 from mltrain.storage import Store
 
+REPAIR = "Delete it where it is still there, and build the dataset again to repair it"
 _OPEN_SHARDS = 2048
 _FETCHERS = 8
 _EVICTED_ATTEMPTS = 10
@@ -64,10 +65,13 @@ class ShardSource:
             if held is not None:
                 self._open.move_to_end(number)
                 return held[0]
-        shard, file = self._map(number)
-        # Rows are gathered without a look at where a shard ends.
-        if shard.rows != self._index.rows[number]:
-            raise DamagedError(f"shard {file} has {shard.rows} rows; the manifest says {self._index.rows[number]}")
+        try:
+            shard, file = self._map(number)
+            # Rows are gathered without a look at where a shard ends.
+            if shard.rows != self._index.rows[number]:
+                raise DamagedError(f"shard {file} has {shard.rows} rows; the manifest says {self._index.rows[number]}")
+        except DamagedError as error:
+            raise DamagedError(f"{error}. {REPAIR}") from error
         with self._lock:
             self._open[number] = (shard, file)
             while len(self._open) > _OPEN_SHARDS:
@@ -122,9 +126,7 @@ class ShardSource:
         try:
             return _open_verified(file, self._schema, name, size_bytes)
         except FileNotFoundError as error:
-            raise DamagedError(
-                f"shard {file} is missing although the manifest names it; build the dataset again to repair it"
-            ) from error
+            raise DamagedError(f"shard {file} is missing although the manifest names it") from error
 
     def _local_copy(self, number: int) -> Path:
         with self._lock:

@@ -249,6 +249,25 @@ def test_a_damaged_manifest_is_repaired_by_building_again(tmp_path: Path) -> Non
     assert Dataset.open("made", root=tmp_path).verify().ok
 
 
+def test_a_manifest_that_is_gone_while_a_name_points_at_it_is_damage(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path, rows=100, shards=2)
+    (tmp_path / made.manifest.path).unlink()
+    with pytest.raises(DamagedError, match=r"the manifest of dataset made is missing .*; build it again"):
+        Dataset.open("made", root=tmp_path)
+    with pytest.raises(NotFoundError, match="no dataset with digest"):
+        Dataset.open(made.digest, root=tmp_path)
+    make_dataset(tmp_path, rows=100, shards=2)
+    assert Dataset.open("made", root=tmp_path).verify().ok
+
+
+@pytest.mark.parametrize("wrong", [{"start": -5}, {"stop": -1}, {"start": "0"}, {"stop": 1.5}])
+def test_rows_that_a_split_cannot_have_are_refused(made: Dataset, wrong: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"{next(iter(wrong))}=.*: wanted a number of rows"):
+        made.read("train", **wrong)
+    with pytest.raises(RequestError, match="rows=-1"):
+        made.to_pandas("train", rows=-1)
+
+
 def test_a_damaged_pointer_says_so(tmp_path: Path) -> None:
     make_dataset(tmp_path, rows=100, shards=1)
     (tmp_path / "datasets/made.json").write_text("{")

@@ -266,10 +266,48 @@ def test_state_of_another_order_is_refused(dataset: Dataset, change: dict[str, A
         loader.load_state_dict({**loader.state_dict(), **change})
 
 
-@pytest.mark.parametrize("wrong", [{"split": "dev"}, {"global_batch_size": 0}, {"rank": 2}, {"columns": ["nope"]}])
+@pytest.mark.parametrize("change", [{"epoch": None}, {"step": 1.5}, {"step": 10**6}])
+def test_state_of_no_place_is_refused(dataset: Dataset, change: dict[str, Any]) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH)
+    with pytest.raises(RequestError, match=next(iter(change))):
+        loader.load_state_dict({**loader.state_dict(), **change})
+    with pytest.raises(RequestError, match=r"wanted what state_dict\(\) gave"):
+        loader.load_state_dict(None)  # type: ignore[arg-type]
+
+
+def test_an_iteration_that_another_one_ended_is_not_taken_for_an_epoch(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    with pytest.raises(RequestError, match="over before its epoch"):
+        list(first)
+    assert len(list(second)) == len(loader) - 1
+    assert list(second) == []
+    loader.close()
+    with pytest.raises(RequestError, match="this loader is closed"):
+        iter(loader)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"split": "dev"},
+        {"global_batch_size": 0},
+        {"global_batch_size": "8"},
+        {"global_batch_size": 1.5},
+        {"prefetch": None},
+        {"seed": 0.5},
+        {"rank": 2},
+        {"rank": "0"},
+        {"columns": ["nope"]},
+        {"device": "foo"},
+        {"device": 1.5},
+    ],
+)
 def test_an_impossible_loader_is_refused(dataset: Dataset, wrong: dict[str, Any]) -> None:
     arguments = {"split": "train", "global_batch_size": BATCH, "world_size": 2, **wrong}
-    with pytest.raises(RequestError, match=r"dev|global_batch_size=0|rank 2 of 2|nope"):
+    with pytest.raises(RequestError, match=r"dev|global_batch_size=|prefetch=|seed=|rank 2 of 2|rank=|nope|device"):
         Loader(dataset, **arguments)
 
 
@@ -277,6 +315,9 @@ def test_seek_refuses_a_step_that_is_not_there(dataset: Dataset) -> None:
     loader = Loader(dataset, "train", global_batch_size=BATCH)
     with pytest.raises(RequestError, match=f"an epoch of 'train' has {len(loader)} steps"):
         loader.seek(0, len(loader) + 1)
+    for place in ((-1, 0), (1.5, 0), (0, None), ("0", 0)):
+        with pytest.raises(RequestError, match="wanted a whole number of at least 0"):
+            loader.seek(*place)
 
 
 def test_the_thread_ends_with_the_epoch_the_loop_and_the_loader(dataset: Dataset) -> None:
@@ -293,7 +334,8 @@ def test_the_thread_ends_with_the_epoch_the_loop_and_the_loader(dataset: Dataset
     assert loader_threads()
     loader.close()
     wait_for_no_threads()
-    assert list(iterator) == []
+    with pytest.raises(RequestError, match="this iteration is over before its epoch"):
+        next(iterator)
     iterator = iter(Loader(dataset, "train", global_batch_size=BATCH))
     next(iterator)
     iterator = None
@@ -308,7 +350,7 @@ def test_damage_surfaces_where_the_batch_is_taken(tmp_path: Path) -> None:
     raw[len(raw) // 2] ^= 4
     file.unlink()
     file.write_bytes(raw)
-    with pytest.raises(DamagedError, match=f"{blob}.arrow is damaged"):
+    with pytest.raises(DamagedError, match=f"{blob}.arrow is damaged: .* build the dataset again to repair it"):
         list(Loader(made, "train", global_batch_size=BATCH))
     wait_for_no_threads()
     file.unlink()
