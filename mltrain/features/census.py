@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from mltrain.data.keys import add_multisets, combine_multiset, multiset_sql, signed_sum
+from mltrain.features.problems import repeated_keys
+from mltrain.features.sql import column
 
 SPLIT = "__mltrain_split"
 """Column with the position of a row's split; null when the row belongs to none."""
 _HIGH, _LOW, _CHECK = "__mltrain_high", "__mltrain_low", "__mltrain_check_"
+_COUNT = "__mltrain_count"
 _NO_SPLIT = -1
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,17 @@ def columns(identity: pa.Schema, checks: Sequence[Check]) -> Iterator[tuple[str,
     high, low = multiset_sql(identity)
     yield from ((_HIGH, high), (_LOW, low))
     yield from ((f"{_CHECK}{i}", check.condition) for i, check in enumerate(checks))
+
+
+def repeated(frame: DataFrame, identity: pa.Schema) -> list[str]:
+    """What is wrong with a key that several rows share. Shuffles all keys: for tables that are refused anyway."""
+    keys = frame.groupBy(*(F.expr(column(name)) for name in identity.names)).agg(F.count(F.lit(1)).alias(_COUNT))
+    whole = " AND ".join(f"{column(name)} IS NOT NULL" for name in identity.names)
+    shared = keys.where(f"{_COUNT} > 1 AND {whole}").drop(_COUNT)
+    if not (number := shared.count()):
+        return []
+    examples = shared.orderBy(*(F.expr(column(name)) for name in identity.names)).limit(_EXAMPLES).collect()
+    return [repeated_keys(identity.names, number, [str(row[0] if len(row) == 1 else tuple(row)) for row in examples])]
 
 
 def count(batch: pa.RecordBatch, checks: int) -> Census:

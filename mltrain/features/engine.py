@@ -52,7 +52,7 @@ def session(app_name: str) -> SparkSession:
         MissingDependencyError: no Java, or the jars cannot be fetched.
         RequestError: a session or JVM that already runs lacks the Delta jars.
     """
-    active = SparkSession.getActiveSession()
+    active, running = SparkSession.getActiveSession(), SparkContext._active_spark_context is not None
     if active is None:
         context = SparkContext._active_spark_context or _start(app_name)
         builder = SparkSession.builder
@@ -61,7 +61,12 @@ def session(app_name: str) -> SparkSession:
         active = builder.getOrCreate()
         if (context.master or "").startswith("local"):
             _fit_to_one_machine(active)
-    _require_delta(active)
+    try:
+        _require_delta(active)
+    except RequestError:
+        if not running:
+            active.stop()
+        raise
     return active
 
 
@@ -145,7 +150,9 @@ def engine_errors() -> Iterator[None]:
 
 def _start(app_name: str) -> SparkContext:
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    conf = SparkConf(loadDefaults=False)
+    # A JVM that runs without a context, as after an earlier build, knows its own defaults: the master, and its jars.
+    # One that is launched is handed nothing but what is set here.
+    conf = SparkConf(loadDefaults=SparkContext._jvm is not None)
     settings = {"spark.app.name": app_name, **packages.CONF}
     if not submitted:
         settings |= {

@@ -1,5 +1,7 @@
 """Fitted transforms from statistics: pure, and total over what the plan admits."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,7 +32,7 @@ _SHOWN = 5
 
 def fit(plan: Plan, found: Statistics) -> tuple[FittedTransforms, list[str]]:
     """Transforms, and what the statistics say is wrong: they are of use only if that is empty."""
-    problems = list(found.problems)
+    problems = list(found.problems.values())
     features: list[Feature] = []
     vocabularies: dict[str, Vocabulary] = {}
     for name, spec in plan.features.items():
@@ -100,6 +102,8 @@ def _feature(plan: Plan, name: str, spec: ResolvedFeature, found: Statistics, pr
 
 def _numeric(name: str, spec: ResolvedFeature, found: Statistics, problems: list[str]) -> Numeric:
     moments = found.moments.get(name)
+    if name in found.problems:
+        return Numeric(name, 0.0)
     if moments is not None and not moments.count:
         problems.append(
             f"column {name!r} has no number in the train split, so nothing can be fitted: drop it, or use "
@@ -126,6 +130,8 @@ def _label(task: str, label: LabelSpec, found: Statistics, problems: list[str]) 
     if label.type == "regression":
         return RegressionLabel(task, label.column)
     values, _ = found.terms[f"label {task}"]
+    if label.column in found.problems:
+        return RegressionLabel(task, label.column)
     if len(values) > MAX_CLASSES:
         problems.append(
             f"label {task!r} has {len(values)} values, more than {MAX_CLASSES} classes: is it a regression?"
@@ -138,7 +144,7 @@ def _label(task: str, label: LabelSpec, found: Statistics, problems: list[str]) 
     if unknown := [one for one in held if one not in classes]:
         problems.append(f"label {task!r} holds {_shown(unknown)}, not among its classes {_shown(classes)}")
     if len(classes) < 2:
-        problems.append(f"label {task!r} holds one class only: {_shown(classes)}; there is nothing to learn")
+        problems.append(_one_class(task, classes))
     kind = MultiLabel if label.type == "multilabel" else None
     return kind(task, label.column, classes) if kind else ClassLabel(task, label.column, classes, binary=False)
 
@@ -147,9 +153,8 @@ def _binary(task: str, label: LabelSpec, held: tuple[str | int, ...], problems: 
     if label.positive is None:
         if set(held) <= {0, 1} and len(held) == 2:
             return (0, 1)
-        problems.append(
-            f"label {task!r} holds {_shown(held)}: without `positive`, a binary label is true and false, or 0 and 1"
-        )
+        wanted = "without `positive`, a binary label is true and false, or 0 and 1"
+        problems.append(_one_class(task, held) if len(held) == 1 else f"label {task!r} holds {_shown(held)}: {wanted}")
         return held
     positive = _plain(label.positive)
     if positive not in held:
@@ -159,6 +164,10 @@ def _binary(task: str, label: LabelSpec, held: tuple[str | int, ...], problems: 
             f"label {task!r} holds {_shown(held)}: a binary label has two values, {positive!r} and one other"
         )
     return (*(one for one in held if one != positive), positive)
+
+
+def _one_class(task: str, classes: Sequence[str | int]) -> str:
+    return f"label {task!r} holds one class only: {_shown(classes)}; there is nothing to learn"
 
 
 def _plain(value: object) -> str | int:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+from pyspark import SparkContext
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
@@ -18,7 +19,7 @@ from mltrain.data.manifest import Manifest, ShardEntry, assemble
 from mltrain.data.publish import Build
 from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError
-from mltrain.features import provenance, splits, statistics
+from mltrain.features import census, provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
 from mltrain.features.engine import arrow_batches, engine_errors, session
 from mltrain.features.fit import dataset_schema, fit
@@ -80,7 +81,8 @@ def build(file: DatasetFile, *, spark: SparkSession | None = None, progress: Pro
     """
     store = open_store(file.root, deadline_s=file.storage.deadline_s)
     store.check_writable()
-    mine = spark is None and SparkSession.getActiveSession() is None
+    # A session of another thread is not the active one of this, but it is somebody's.
+    mine = spark is None and SparkContext._active_spark_context is None
     active = spark or session(f"mltrain dataset build {file.name}")
     try:
         with engine_errors():
@@ -124,7 +126,8 @@ class _Build:
         found = statistics.compute(frame, wanted, train=names.index("train"), sample=sample)
         counted = found.census
         rows = _rows_per_split(names, counted)
-        refuse(subject, [*counted.problems(planned.checks), *_empty_splits(names, rows, counted)])
+        empty = _empty_splits(names, rows, counted)
+        refuse(subject, [*counted.problems(planned.checks), *_why_empty(frame, planned, empty)])
         transforms, problems = fit(planned, found)
         refuse(subject, problems)
         places = Places.plan(rows, spec.rows_per_shard)
@@ -202,6 +205,11 @@ def _empty_splits(names: Sequence[str], rows: Mapping[str, int], counted: Census
         for name in names
         if not rows[name]
     ]
+
+
+def _why_empty(frame: DataFrame, planned: Plan, empty: list[str]) -> list[str]:
+    """Rows of one key are in one split: where keys repeat, that is what leaves splits empty."""
+    return (census.repeated(frame, planned.identity) if empty and planned.keyed else []) or empty
 
 
 def _sample(source: Source, planned: Plan, columns: int) -> str:

@@ -12,6 +12,14 @@ def join(problems: Sequence[str]) -> str:
     return f"{len(problems)} problems:" + "".join(f"\n  - {problem}" for problem in problems)
 
 
+def repeated_keys(key: Sequence[str], count: int, examples: Sequence[str]) -> str:
+    """Says that keys occur more than once: how many do, and some of them."""
+    return (
+        f"key {', '.join(key)}: {count} values occur more than once, among them {', '.join(examples)}; "
+        "remove the duplicates, or add a column to dataset.key"
+    )
+
+
 def refuse(subject: str, problems: Sequence[str]) -> None:
     """Raises if there are problems.
 

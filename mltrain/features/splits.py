@@ -74,8 +74,8 @@ def names_in(frame: DataFrame, name: str) -> tuple[str, ...]:
     Raises:
         TableError: it has too many values, one that cannot name a split, or no ``train``.
     """
-    values = frame.select(column(name)).where(f"{column(name)} IS NOT NULL").distinct().limit(MAX_SPLITS + 1).collect()
-    found = {str(row[0]) for row in values}
+    values = frame.select(F.expr(column(name)).alias("s")).where("s IS NOT NULL").distinct()
+    found = {str(row[0]) for row in values.limit(MAX_SPLITS + 1).collect()}
     problems = [
         f"{value!r} is no name of a split (want letters, digits, '.', '_', '-')"
         for value in sorted(found)

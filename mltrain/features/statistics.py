@@ -20,7 +20,7 @@ from mltrain.errors import TableError
 from mltrain.features import census
 from mltrain.features.census import SPLIT, Census, Check
 from mltrain.features.moments import Moments
-from mltrain.features.sql import column
+from mltrain.features.sql import column, map_in_arrow
 from mltrain.transforms.columns import flatten
 from mltrain.transforms.numbers import Floats, numbers
 from mltrain.transforms.vocabulary import terms
@@ -97,7 +97,7 @@ class Statistics:
         medians: per sampled column: the median of the sample's numbers, None without any.
         sample_rows: rows of the sample.
         terms: per name: distinct terms and how often each occurs, in no order.
-        problems: columns that cannot be what they should be.
+        problems: columns that cannot be what they should be, and why.
     """
 
     census: Census = field(default_factory=Census)
@@ -105,7 +105,7 @@ class Statistics:
     medians: Mapping[str, float | None] = field(default_factory=dict)
     sample_rows: int = 0
     terms: Mapping[str, tuple[pa.Array, NDArray[np.int64]]] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 def compute(frame: DataFrame, wanted: Wanted, *, train: int, sample: str) -> Statistics:
@@ -118,9 +118,12 @@ def compute(frame: DataFrame, wanted: Wanted, *, train: int, sample: str) -> Sta
         sample: Spark SQL, true for the rows that medians are taken from (those of them that are in the training split).
     """
     known = {SAMPLE: sample, **dict(census.columns(wanted.identity, wanted.checks))}
-    partial = frame.select(
-        *(column(name) for name in wanted.columns), SPLIT, *(F.expr(sql).alias(name) for name, sql in known.items())
-    ).mapInArrow(_reducer(wanted, train), _PARTIAL)
+    read = frame.select(
+        *(F.expr(column(name)) for name in wanted.columns),
+        SPLIT,
+        *(F.expr(sql).alias(name) for name, sql in known.items()),
+    )
+    partial = map_in_arrow(read, _reducer(wanted, train), _PARTIAL)
     limits = F.lit(1)
     for name, minimum in _minimum_counts(wanted).items():
         limits = F.when(F.col("name") == name, F.lit(minimum)).otherwise(limits)
@@ -161,7 +164,7 @@ class _Partial:
         self._samples: dict[str, list[Floats]] = {name: [] for name in wanted.samples}
         self._sample_rows = 0
         self._terms = {name: TermCounts() for name in dict.fromkeys(source.name for source in wanted.terms)}
-        self._problems: dict[str, None] = {}
+        self._problems: dict[str, str] = {}
 
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Takes a batch; yields counts that have grown too many to keep."""
@@ -169,12 +172,12 @@ class _Partial:
         read = batch.select([*self._wanted.columns, SAMPLE])
         train = read.filter(pc.equal(batch.column(SPLIT), self._train))
         for name in self._wanted.moments:
-            self._try(lambda name=name: self._add_numbers(name, train))  # type: ignore[misc]
+            self._try(name, lambda name=name: self._add_numbers(name, train))  # type: ignore[misc]
         if self._wanted.samples:
             self._sample_rows += int(pc.sum(train.column(SAMPLE)).as_py() or 0)
         for source in self._wanted.terms:
             rows = read if source.all_rows else train
-            self._try(lambda source=source, rows=rows: self._add_terms(source, rows))  # type: ignore[misc]
+            self._try(source.column, lambda source=source, rows=rows: self._add_terms(source, rows))  # type: ignore[misc]
             if self._terms[source.name].distinct > _FLUSH_TERMS:
                 yield self._terms[source.name].flush(source.name)
 
@@ -183,7 +186,7 @@ class _Partial:
         rows = [_row("census", "", self._census.to_json())]
         rows += [_row("moments", name, moments.to_json()) for name, moments in self._moments.items()]
         rows += [_row("sample", name, values=parts) for name, parts in self._samples.items() if parts]
-        rows += [{"kind": "problem", "name": problem, "count": 1} for problem in self._problems]
+        rows += [{"kind": "problem", "name": at, "text": what, "count": 1} for at, what in self._problems.items()]
         rows.append({"kind": "sample_rows", "name": "", "count": self._sample_rows})
         yield pa.RecordBatch.from_pylist(rows, schema=_PARTIAL_ARROW)
         for name, counts in self._terms.items():
@@ -203,12 +206,12 @@ class _Partial:
             values = flatten(source.column, values)[0]
         self._terms[source.name].add(terms(source.column, values))
 
-    def _try(self, step: Callable[[], None]) -> None:
+    def _try(self, name: str, step: Callable[[], None]) -> None:
         try:
             step()
         except TableError as error:
-            # Every task reports what it finds; the driver refuses the table with all of it.
-            self._problems[str(error)] = None
+            # Every task reports what it finds first; the driver refuses the table with all of it.
+            self._problems.setdefault(name, str(error))
 
 
 class TermCounts:
@@ -287,13 +290,16 @@ def _merge(found: pa.Table, wanted: Wanted) -> Statistics:
     for row in by_kind["sample"].to_pylist():
         values = np.concatenate([np.frombuffer(payload, np.float64) for payload in row["payloads"]])
         medians[row["name"]] = float(np.median(values)) + 0.0 if values.size else None
+    problems: dict[str, str] = {}
+    for row in sorted(by_kind["problem"].to_pylist(), key=lambda row: (row["name"], row["text"])):
+        problems.setdefault(row["name"], row["text"])
     return Statistics(
         census=counted,
         moments=moments,
         medians=medians,
         sample_rows=sum(by_kind["sample_rows"]["count"].to_pylist()),
         terms={source.name: _terms(by_kind["term"], source) for source in wanted.terms},
-        problems=tuple(sorted(by_kind["problem"]["name"].to_pylist())),
+        problems=problems,
     )
 
 

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,28 @@ def test_a_bad_table_is_refused_by_name(case: str, spark: "SparkSession", tmp_pa
     assert "Traceback" not in str(caught.value)
     assert not (tmp_path / "root" / "datasets").exists()
     assert not list((tmp_path / "root").glob("shards/*/manifest.json"))
+
+
+ONE_PROBLEM: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "an infinity": ({"x": with_one(X, math.inf)}, {}, "column 'x' holds an infinity: make it null, or a number"),
+    "two large numbers": (
+        {"x": pa.array([1e300, -1e300] * (ROWS // 2))},
+        {},
+        r"column 'x' holds -?1e\+300, beyond [^\n]*",
+    ),
+    "a large integer": ({"n": with_one(IDS, 2**60)}, {}, r"column 'n' holds an integer beyond ±2\*\*53[^\n]*"),
+    "one key": ({"id": pa.array([7] * ROWS)}, {}, "key id: [0-9]+ values occur more than once, among them 7; [^\n]*"),
+    "always true": ({"y": pa.array([True] * ROWS)}, {}, "label 'y' holds one class only: 1; [^\n]*"),
+}
+
+
+@pytest.mark.parametrize("case", ONE_PROBLEM, ids=lambda case: case.replace(" ", "-"))
+def test_what_follows_from_a_problem_is_not_said_as_another(case: str, spark: "SparkSession", tmp_path: Path) -> None:
+    columns, dataset, message = ONE_PROBLEM[case]
+    table = tables.write(tmp_path / "table", {**good(), **columns})
+    with pytest.raises(TableError) as caught:
+        features.build(tables.dataset_file(table, tmp_path / "root", **dataset), spark=spark)
+    assert re.fullmatch(rf"table \S+ \(version 0\): {message}", str(caught.value))
 
 
 def test_all_reasons_are_named_at_once(spark: "SparkSession", tmp_path: Path) -> None:
