@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mltrain.errors import MissingDependencyError, RequestError
+from mltrain.errors import MissingDependencyError, RequestError, TrainingError
 from mltrain.progress import Progress
 from mltrain.train.control import Outcome
 from mltrain.train.signals import StopRequest
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mltrain.train.spec import Spec
 
 _LOG = logging.getLogger(__name__)
+
+# Attempts to start Ray here: on a machine that is busy, Ray's own deadline may be too short for the first.
+_STARTS = 2
 
 
 def train(
@@ -37,8 +40,7 @@ def train(
         from mltrain.train.placement import PlacementGroups
 
         slots = source or PlacementGroups(run_id, spec.config.train.workers)
-        controller = Controller(spec, record, slots, stop, run_id, lease)
-        return controller.run()
+        return Controller(spec, record, slots, stop, run_id, lease).run()
 
 
 @contextlib.contextmanager
@@ -50,7 +52,8 @@ def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info) -> Iterator[
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        RequestError: there is no cluster at the address.
+        RequestError: there is no cluster at the address, or it runs other versions of Ray or Python.
+        RayFailedError: Ray did not start, or what is done with it failed for a reason of Ray's.
     """
     try:
         import ray
@@ -60,15 +63,33 @@ def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info) -> Iterator[
             "this process"
         ) from error
     if ray.is_initialized():
-        yield
+        with _failures(ray):
+            yield
         return
     with _signals_kept():
         _connect(ray, config, say)
     with _printing_to_log(ray):
         try:
-            yield
+            with _failures(ray):
+                yield
         finally:
             ray.shutdown()
+
+
+class RayFailedError(TrainingError):
+    """Ray did not start, or its cluster failed. What was stored before is as good as ever."""
+
+
+@contextlib.contextmanager
+def _failures(ray: Any) -> Iterator[None]:
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise RayFailedError(f"the Ray cluster failed: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @contextlib.contextmanager
@@ -106,24 +127,56 @@ def _connect(ray: Any, config: "ClusterConfig", say: Progress) -> None:
     address = config.address
     if address == "auto" and os.environ.get("RAY_ADDRESS") == "local":
         address = "local"
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    runtime_env = dict(config.runtime_env) or None
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": True,
+        "runtime_env": dict(config.runtime_env) or None,
+    }
+    if address == "local" or not _joined(ray, address, options, say):
+        _start(ray, options, say)
+
+
+def _joined(ray: Any, address: str, options: dict[str, Any], say: Progress) -> bool:
+    """Joins the cluster at ``address``. False: that is ``auto``, and none is running."""
     try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
         if address == "auto":
-            try:
-                ray.init(address="auto", runtime_env=runtime_env, **quiet)
-                say(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
-                return
-            except ConnectionError:
-                _LOG.info("no Ray cluster is running")
-        if address in ("auto", "local"):
-            say("starting Ray on this machine")
-            ray.init(address="local", include_dashboard=False, runtime_env=runtime_env, **quiet)
-        else:
-            ray.init(address=address, runtime_env=runtime_env, **quiet)
-            say(f"joined the Ray cluster at {address}")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RequestError(
-            f"cluster.address is {address!r}, but Ray cannot be reached there: {error}. Start it "
-            "(`ray start --head`), or use cluster.address=local."
-        ) from error
+            _LOG.info("no Ray cluster is running")
+            return False
+        raise _unreachable(address, error) from error
+    except (ValueError, RuntimeError) as error:
+        raise _unreachable(address, error) from error
+    say(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
+    return True
+
+
+def _unreachable(address: str, error: Exception) -> RequestError:
+    if "Version mismatch" in str(error):
+        return RequestError(
+            f"cluster.address is {address!r}, but that cluster runs other versions than this process. "
+            f"{_one_line(error)}. Use the same Ray and Python here and there, or cluster.address=local."
+        )
+    return RequestError(
+        f"cluster.address is {address!r}, but Ray cannot be reached there: {error}. Start it (`ray start --head`), or "
+        "use cluster.address=local."
+    )
+
+
+def _start(ray: Any, options: dict[str, Any], say: Progress) -> None:
+    say("starting Ray on this machine")
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"Ray cannot be started with this cluster config: {error}") from error
+        except Exception as error:  # a bare one is what Ray raises when its node is not there in time
+            ray.shutdown()
+            if attempt == _STARTS:
+                raise RayFailedError(
+                    f"Ray did not start on this machine in {_STARTS} attempts: {_one_line(error)} "
+                    "The machine may be short of memory or processor time."
+                ) from error
+            say("Ray did not start, trying again")

@@ -1,9 +1,12 @@
 """What a trainer and its controller say to each other, whether they share a process or not."""
 
 import enum
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from mltrain.errors import MltrainError, TrainingError
 
 Message = dict[str, Any]
 
@@ -107,3 +110,15 @@ class Outcome:
     traceback: str = ""
     reason: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+
+
+def failure(error: Exception, step: int) -> Outcome:
+    """What a worker returns when ``error`` was raised in it. Called where the error is handled.
+
+    Args:
+        error: what user code, data, storage or the allocator raised.
+        step: updates that its replica has applied; -1 if it holds none of the run's state.
+    """
+    said = str(error).strip() or "out of memory" if isinstance(error, MemoryError) else str(error)
+    raised = error if isinstance(error, MltrainError) else TrainingError(f"{type(error).__name__}: {said}")
+    return Outcome(Ending.FAILED, step, raised, traceback.format_exc())

@@ -1,5 +1,6 @@
 """The controller of one training: facts about workers in, a plan out, and the plan carried out. It holds no tensors."""
 
+import logging
 import queue
 import secrets
 import time
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mltrain.collectives import Membership, RendezvousServer
-from mltrain.errors import TrainingError
+from mltrain.errors import MltrainError, TrainingError
 from mltrain.train import membership
 from mltrain.train.control import Ending, Outcome, Row, Verdict
 from mltrain.train.link import Hub, Received
@@ -22,6 +23,8 @@ from mltrain.train.worker import Contact, Worker
 if TYPE_CHECKING:
     from mltrain.train.checkpoints import Checkpoint
     from mltrain.train.lease import Lease
+
+_LOG = logging.getLogger(__name__)
 
 _TICK_S = 0.1
 # A survivor that has not left an aborted generation by then is killed and replaced.
@@ -151,7 +154,7 @@ class Controller:
                     outcome = self._apply(plan)
                 if outcome is not None:
                     if outcome.ending is Ending.FAILED:
-                        self._let_finish()
+                        self._finish_failed()
                     return outcome
         finally:
             self._tear_down()
@@ -414,6 +417,13 @@ class Controller:
         assert self._running is not None
         number = self._running.generation.number
         self._hub.send(worker, {"type": kind, "driver_epoch": self._lease.driver_epoch, "generation": number, **more})
+
+    def _finish_failed(self) -> None:
+        try:
+            self._let_finish()
+        except MltrainError as error:
+            # What failed first is the reason.
+            _LOG.warning("after the failure: %s", error)
 
     def _let_finish(self) -> None:
         """A run that fails still gets the checkpoint on its way: it is committed once all ranks' parts are durable."""

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from mltrain.storage import Store
 
 CONFIG = "config.yaml"
+# Characters of an experiment's name in ids: a sweep's trials add to them, and all must be run ids.
+_NAME = 64
 
 
 def new_run_id(name: str) -> str:
-    """``<name>-<utc>-<6>``: sorts by time, and does not collide."""
-    return f"{name}-{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
+    """``<name>-<utc>-<6>``: sorts by time, and does not collide. Of a long name the beginning must do."""
+    return f"{name[:_NAME]}-{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"
 
 
 def stored_config(run: "Store") -> Experiment:

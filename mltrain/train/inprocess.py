@@ -1,16 +1,19 @@
 """`workers: 0`: trainer and controller in this thread, without Ray and Horovod."""
 
+import logging
 import queue
 
 import torch
 
 from mltrain.collectives import LocalCollectives, Membership
-from mltrain.errors import CollectiveAborted
-from mltrain.train.control import Ending, Message, Outcome, Row, Verdict, Wishes
+from mltrain.errors import MltrainError, TrainingError
+from mltrain.train.control import Ending, Message, Outcome, Row, Verdict, Wishes, failure
 from mltrain.train.record import RunRecord
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
 from mltrain.train.trainer import Trainer
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Direct:
@@ -39,11 +42,10 @@ class _Direct:
             self._record.handle(self._messages.get())
 
     def wait_decided(self, step: int) -> None:
-        while self._record.decided < step:
-            try:
-                self._record.handle(self._messages.get(timeout=600.0))
-            except queue.Empty as error:
-                raise CollectiveAborted(f"the evaluation after step {step} was not answered") from error
+        # The trainer has waited for its writer before, and nobody else sends: what answers is here, or never comes.
+        self.check()
+        if self._record.decided < step:
+            raise TrainingError(f"the evaluation after step {step} has no checkpoint, so it was never reported")
 
 
 def train(spec: Spec, record: RunRecord, stop: StopRequest) -> Outcome:
@@ -52,7 +54,17 @@ def train(spec: Spec, record: RunRecord, stop: StopRequest) -> Outcome:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(spec.config.train.workers.cpus)))
     control = _Direct(record, stop)
-    trainer = Trainer(spec, control, LocalCollectives())
+    try:
+        try:
+            trainer = Trainer(spec, control, LocalCollectives())
+        except Exception as error:  # user code may raise anything
+            return failure(error, -1)
+        return _generations(trainer, control, record)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _generations(trainer: Trainer, control: _Direct, record: RunRecord) -> Outcome:
     try:
         generation = 0
         while True:
@@ -68,8 +80,12 @@ def train(spec: Spec, record: RunRecord, stop: StopRequest) -> Outcome:
                 continue
             # Also of a run that failed: a checkpoint on its way to storage still gets there.
             trainer.close()
-            control.check()
+            try:
+                control.check()
+            except MltrainError as error:
+                if outcome.ending is not Ending.FAILED:
+                    raise
+                _LOG.warning("after the failure: %s", error)
             return outcome
     finally:
         trainer.close()
-        torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import DamagedError, NotFoundError
-from mltrain.results import read_metrics, read_result
+from mltrain.results import read_metrics, read_result, run_path
 from mltrain.storage import open_store
 from mltrain.train import checkpoints
 from mltrain.train.checkpoints import Checkpoint
@@ -120,7 +120,7 @@ class Result:
 
     @property
     def _run(self) -> "Store":
-        return open_store(self.root).sub(f"runs/{self.run_id}")
+        return open_store(self.root).sub(run_path(self.run_id))
 
     def _open_dataset(self) -> "Dataset":
         from mltrain.data import Dataset
@@ -153,6 +153,7 @@ def load(root: str, run_id: str) -> Result:
     """The result of a run that has ended.
 
     Raises:
+        RequestError: this cannot be a run's id.
         NotFoundError: there is no such run, or it has not ended.
     """
     return Result(**read_result(open_store(root), run_id))

@@ -1,5 +1,6 @@
 """One training, from a config to a result."""
 
+import logging
 import shlex
 import sys
 import time
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from mltrain import config as configs
 from mltrain import results
-from mltrain.errors import MltrainError, StoppedError, TrainingError
-from mltrain.results import RunLog, RunRow, read_events
+from mltrain.config import Experiment
+from mltrain.errors import MltrainError, NotFoundError, RequestError, StoppedError, StorageError, TrainingError
+from mltrain.results import RunLog, RunRow, read_events, read_result
 from mltrain.results.loggers import Loggers
 from mltrain.storage import Store, open_store
+from mltrain.storage.lease import EXPIRES_S
 from mltrain.train import identity
 from mltrain.train.control import Ending, Outcome, ReportFunction, Verdict
-from mltrain.train.lease import EXPIRES_S, Lease, LeaseHeldError
+from mltrain.train.lease import Lease, LeaseHeldError
 from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
 from mltrain.train.result import Result
 from mltrain.train.signals import StopRequest
@@ -25,9 +28,10 @@ from mltrain.train.totals import Totals
 from mltrain.train.usercode import Factory, Hook, Shipped, load_hook, ship, ship_function
 
 if TYPE_CHECKING:
-    from mltrain.config import Experiment
     from mltrain.data import Dataset
     from mltrain.train.placement import WorkerSource
+
+_LOG = logging.getLogger(__name__)
 
 # Between two looks at a lease that another process holds.
 _POLL_S = 0.5
@@ -50,7 +54,7 @@ ALONE = Membership()
 
 
 def run(
-    config: "Experiment",
+    config: Experiment,
     *,
     run_id: str | None = None,
     factory: Factory | None = None,
@@ -73,14 +77,15 @@ def run(
         stop: asks for an orderly end; by default SIGINT and SIGTERM do.
 
     Raises:
-        RequestError: the request is wrong: config, dataset, root, or another process holds the run.
+        RequestError: the request is wrong: config, run id, dataset, root, or another process holds the run.
         TrainingError: user code raised, the loss is not finite, or the workers could not be kept.
         StoppedError: stopped on request, resumable.
     """
+    config = configs.checked(config, Experiment, "train.run")
+    run_id = identity.new_run_id(config.name) if run_id is None else results.checked_run_id(run_id)
     root = open_store(config.root, deadline_s=config.storage.deadline_s)
     root.check_writable()
-    run_id = run_id or identity.new_run_id(config.name)
-    store = root.sub(f"runs/{run_id}")
+    store = root.sub(results.run_path(run_id))
     shipped = ship_function(factory) if factory is not None else ship(config.model.factory)
     pinned, dataset = identity.resolve(config, store, progress)
     evaluation_split(pinned.objective.metric, dataset.splits)
@@ -88,6 +93,7 @@ def run(
     lease = _take(store, run_id, EXPIRES_S if part_of.kind == "trial" else 0.0, stop)
     try:
         with stop or StopRequest() as request:
+            request.resume_command = resume_command(run_id)
             attempt = _Attempt(pinned, root, store, run_id, dataset, shipped, lease, part_of, hooks)
             return attempt.run(report, workers_source, progress, request)
     finally:
@@ -113,7 +119,7 @@ class _Attempt:
 
     def __init__(
         self,
-        config: "Experiment",
+        config: Experiment,
         root: Store,
         store: Store,
         run_id: str,
@@ -144,6 +150,8 @@ class _Attempt:
     ) -> Result:
         identity.create(self._store, self._config)
         self._shipped.keep(self._store)
+        if (finished := self._finished(progress)) is not None:
+            return finished
         totals = Totals.of(read_events(self._root, self._run_id))
         with (
             RunLog(self._root, self._run_id) as log,
@@ -168,9 +176,31 @@ class _Attempt:
                 raise
             if outcome.ending is Ending.FAILED:
                 failure = self._failure(outcome)
-                self._failed(record, log, failure)
+                if isinstance(failure, RequestError) and outcome.step < 0 and not record.recorded:
+                    # Found out only where the model and the data are, but nothing has begun.
+                    record.event("run refused", error=str(failure))
+                else:
+                    self._failed(record, log, failure)
                 raise failure
             return self._ended(record, log, outcome, stop)
+
+    def _finished(self, progress: Callable[[str], None] | None) -> Result | None:
+        """The result of a run that has finished, which stays as it is."""
+        try:
+            stored = read_result(self._root, self._run_id)
+        except NotFoundError:
+            return None
+        if stored["status"] != "finished":
+            return None
+        result = Result(**stored)
+        try:
+            results.get(self._root.uri, self._run_id)
+        except NotFoundError:
+            # The process ended between the two.
+            results.append(self._root.uri, self._row(result))
+        if progress is not None:
+            progress(f"run {self._run_id} has finished: nothing to do")
+        return result
 
     def _train(self, record: RunRecord, source: "WorkerSource | None", stop: StopRequest) -> Outcome:
         restore = record.restore_point()
@@ -193,7 +223,10 @@ class _Attempt:
         from mltrain.train import cluster
 
         device = "cuda" if self._config.train.workers.gpus > 0 else "cpu"
-        return cluster.train(self._spec(device), record, stop, source, self._run_id, self._lease)
+        try:
+            return cluster.train(self._spec(device), record, stop, source, self._run_id, self._lease)
+        except cluster.RayFailedError as error:
+            raise TrainingError(f"{error} To go on: {resume_command(self._run_id)}") from error
 
     def _spec(self, device: str) -> Spec:
         return Spec(self._config, self._store, self._root.uri, self._dataset.uri, self._shipped, device)
@@ -204,12 +237,21 @@ class _Attempt:
         if type(error) is not TrainingError or not outcome.traceback:
             return error
         path = f"logs/error-{self._lease.driver_epoch:03d}.txt"
-        self._store.put(path, outcome.traceback.encode())
-        return TrainingError(f"{error} (step {outcome.step}; traceback: {self._store.join(path)})")
+        where = f"step {outcome.step}" if outcome.step >= 0 else "before the first step"
+        try:
+            self._store.put(path, outcome.traceback.encode())
+        except StorageError as second:
+            _LOG.warning("the traceback cannot be kept: %s\n%s", second, outcome.traceback)
+            return TrainingError(f"{error} ({where})")
+        return TrainingError(f"{error} ({where}; traceback: {self._store.join(path)})")
 
     def _failed(self, record: RunRecord, log: RunLog, error: MltrainError) -> None:
+        """Records a failure. That this fails too, on a full disk for instance, must not hide what failed first."""
         record.event("run failed", error=str(error))
-        self._conclude(record, log, "failed", record.recorded, error=str(error))
+        try:
+            self._conclude(record, log, "failed", record.recorded, error=str(error))
+        except MltrainError as second:
+            _LOG.warning("the failure of run %s is not recorded: %s", self._run_id, second)
 
     def _ended(self, record: RunRecord, log: RunLog, outcome: Outcome, stop: StopRequest) -> Result:
         pruned = record.verdict is Verdict.STOP

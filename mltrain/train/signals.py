@@ -6,7 +6,10 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from mltrain.errors import StoppedError
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2
 
 
 class StopRequest:
@@ -15,11 +18,13 @@ class StopRequest:
     Attributes:
         requested: somebody wants to stop.
         reason: who.
+        resume_command: what the second signal prints; None as long as there is nothing to go on with.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.reason = ""
+        self.resume_command: str | None = None
         self._before: dict[int, Any] = {}
 
     def request(self, reason: str) -> None:
@@ -39,7 +44,10 @@ class StopRequest:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
+            # At once, whatever is under way: the command goes on from the last checkpoint all the same.
+            os.write(_STDERR, f"\nEnded at once ({signal.Signals(number).name}).\n{self._how_to_go_on()}".encode())
+            os._exit(StoppedError.exit_code)
         self.request(signal.Signals(number).name)
+
+    def _how_to_go_on(self) -> str:
+        return "" if self.resume_command is None else f"to go on: {self.resume_command}\n"

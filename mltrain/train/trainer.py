@@ -4,20 +4,19 @@ import contextlib
 import dataclasses
 import functools
 import time
-import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mltrain.collectives import Collectives, Membership
 from mltrain.data import Dataset, Loader, NodeCache
-from mltrain.errors import CollectiveAborted, DamagedError, MltrainError, RequestError, TrainingError
-from mltrain.evaluate import evaluate, tasks
+from mltrain.errors import CollectiveAborted, DamagedError, RequestError
+from mltrain.evaluate import evaluate, metric_names, tasks
 from mltrain.train import checkpoints, schedule
 from mltrain.train.checkpoints import Checkpoint
-from mltrain.train.control import Control, Ending, Outcome, Row
+from mltrain.train.control import Control, Ending, Outcome, Row, failure
 from mltrain.train.optimizers import build_optimizer
 from mltrain.train.reducer import Reducer
 from mltrain.train.replica import Replica
@@ -68,10 +67,12 @@ class Trainer:
         self.steps_per_epoch = len(self._loader)
         self.total_steps = total_steps(config.epochs, config.max_steps, self.steps_per_epoch)
         self._split = evaluation_split(spec.config.objective.metric, self._dataset.splits)
+        of = tasks(self._dataset.schema)
+        _check_objective(spec.config.objective.metric, self._split, metric_names(model, of), type(model).__name__)
         self._evaluation = None if self._split is None else self._make_evaluation_loader(self._split)
         named = config.lr_schedule
         self._recipe = Recipe(
-            tasks=tasks(self._dataset.schema),
+            tasks=of,
             max_local_rows=config.max_local_batch_size,
             clip_norm=config.gradient_clip_norm,
             autocast=self._autocast,
@@ -106,15 +107,12 @@ class Trainer:
         except CollectiveAborted as error:
             self._abandon()
             return Outcome(Ending.ABORTED, self.replica.progress, reason=str(error), timings=timings)
-        except _RestoreFailed as failure:
-            return Outcome(Ending.DAMAGED, self.replica.progress, failure.error, reason=str(failure.error))
-        except MltrainError as error:
-            self._abandon()
-            return Outcome(Ending.FAILED, self.replica.progress, error, traceback.format_exc())
+        except _RestoreFailed as damaged:
+            return Outcome(Ending.DAMAGED, self.replica.progress, damaged.error, reason=str(damaged.error))
         except Exception as error:  # user code may raise anything; the controller reports it
+            outcome = failure(error, self.replica.progress)
             self._abandon()
-            wrapped = TrainingError(f"{type(error).__name__}: {error}")
-            return Outcome(Ending.FAILED, self.replica.progress, wrapped, traceback.format_exc())
+            return outcome
 
     def close(self) -> None:
         """Ends the background work."""
@@ -222,6 +220,8 @@ class Trainer:
         replica = self.replica
         replica.synchronise_buffers(self._collectives)
         if self._evaluation_due():
+            # On every rank: a part that could not be written is told by its writer, not waited for by rank 0.
+            self._writer.wait(self._control.check)
             if self._collectives.rank == 0:
                 self._control.wait_decided(replica.evaluated_step)
             self._evaluate()
@@ -237,7 +237,10 @@ class Trainer:
             metrics.update({f"{self._split}/{name}": value for name, value in found.metrics.items()})
         goal = config.objective
         if goal.metric not in metrics:
-            raise RequestError(f"objective.metric is {goal.metric!r}; this run has {', '.join(sorted(metrics))}")
+            raise RequestError(
+                f"objective.metric is {goal.metric!r}; this run has {', '.join(sorted(metrics))}. A model with its own "
+                "loss has the label's metrics only where its outputs have the label's shape; or give it get_metrics()."
+            )
         delta = config.train.early_stopping.min_delta if config.train.early_stopping else 0.0
         replica.patience = replica.patience.after(metrics[goal.metric], goal.mode, delta)
         replica.evaluated_step = replica.step
@@ -314,6 +317,15 @@ def _check_precision(precision: str, device: torch.device) -> None:
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise RequestError(
             f"train.precision is bf16, which {torch.cuda.get_device_name(device)} does not support: use fp32"
+        )
+
+
+def _check_objective(metric: str, split: str | None, reported: Sequence[str], model: str) -> None:
+    names = ["train/loss", *(f"{split}/{name}" for name in reported if split is not None)]
+    if metric not in names:
+        raise RequestError(
+            f"objective.metric is {metric!r}, but {model} on this dataset has {', '.join(sorted(names))}. Set "
+            "objective.metric to one of these, or add it in the model's get_metrics()."
         )
 
 

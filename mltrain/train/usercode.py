@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from mltrain.errors import ConfigError, MissingDependencyError, RequestError, TrainingError
+from mltrain.errors import ConfigError, MissingDependencyError, MltrainError, RequestError, TrainingError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,7 +184,7 @@ def build(shipped: Shipped, schema: Any, args: dict[str, Any]) -> "nn.Module":
 
     Raises:
         ConfigError: it does not take these arguments.
-        TrainingError: it did not return a module.
+        TrainingError: it raised, ran out of memory, or did not return a module.
     """
     import inspect
 
@@ -195,7 +195,15 @@ def build(shipped: Shipped, schema: Any, args: dict[str, Any]) -> "nn.Module":
         inspect.signature(factory).bind(schema, **args)
     except TypeError as error:
         raise ConfigError(f"model.args do not fit {shipped.name}(schema, ...): {error}") from error
-    model = factory(schema, **args)
+    try:
+        model = factory(schema, **args)
+    except MltrainError:
+        raise
+    except Exception as error:
+        said = str(error).strip() or ("out of memory" if isinstance(error, MemoryError) else "no message")
+        raise TrainingError(
+            f"{shipped.name} cannot build the model with these model.args: {type(error).__name__}: {said}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise TrainingError(f"{shipped.name} returned {type(model).__name__}; wanted a torch.nn.Module")
     return model

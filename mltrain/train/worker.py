@@ -5,13 +5,12 @@ import os
 import socket
 import threading
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mltrain.errors import CollectiveAborted, MltrainError, TrainingError
-from mltrain.train.control import Ending, Message, Outcome, Row, Wishes
+from mltrain.errors import CollectiveAborted
+from mltrain.train.control import Ending, Message, Outcome, Row, Wishes, failure
 from mltrain.train.link import Link
 
 if TYPE_CHECKING:
@@ -178,8 +177,7 @@ class Worker:
             self._control.use(made)
             self._trainer = Trainer(spec, self._control, made)
         except Exception as error:  # user code may raise anything; the controller reports it
-            raised = error if isinstance(error, MltrainError) else TrainingError(f"{type(error).__name__}: {error}")
-            return _with_output(Outcome(Ending.FAILED, -1, raised, traceback.format_exc()))
+            return _with_output(failure(error, -1))
         address = ray.util.get_node_ip_address()
         return {
             "node": ray.get_runtime_context().get_node_id(),

@@ -1,18 +1,21 @@
 """Runs in this process: resuming, damage, signals, user mistakes. Ray and Horovod are not needed."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mltrain import train
-from mltrain.errors import NotFoundError, RequestError, StoppedError, TrainingError
+from mltrain import config as configs
+from mltrain import results, train
+from mltrain.errors import NotFoundError, RequestError, StoppedError, StorageError, TrainingError
 from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
 from mltrain.train import Report, Verdict, checkpoints
 from tests.support.datasets import Features, make_dataset
-from tests.support.training import ROWS, equal, experiment, faulty, parse, start, weights
+from tests.support.training import OWN_LOSS_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,23 @@ def test_a_user_mistake_is_one_line_with_its_traceback_in_a_file(root: Path, tmp
     assert train.load(str(root), "mistake").status == "failed"
 
 
+def test_a_full_disk_ends_a_run_with_the_part_that_could_not_be_written(root: Path, tmp_path: Path) -> None:
+    mapping = experiment(root, evaluate={"every": {"steps": 5}}, checkpoint={"every": "auto"})
+    mapping = faulty(mapping, tmp_path, at=[0, 2], what="full disk", flag=str(tmp_path / "full"), ballast=100_000)
+    with start(mapping, "full", tmp_path / "logs") as process:
+        ended = process.wait(60)
+    assert ended.exit_code == 1
+    assert "runs/full/checkpoints/step-000000005/part-" in ended.stderr and "File too large" in ended.stderr
+    assert train.load(str(root), "full").status == "failed"
+    assert train.run(parse(mapping), run_id="full").status == "finished"
+
+
+def test_what_failed_first_is_told_even_if_the_failure_cannot_be_recorded(root: Path, tmp_path: Path) -> None:
+    mapping = faulty(experiment(root), tmp_path, at=[0, 3], what="lost disk", run=str(root / "runs" / "lost"))
+    with pytest.raises(StorageError, match="runs/lost/checkpoints/step-000000010/part-"):
+        train.run(parse(mapping), run_id="lost")
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(root: Path, tmp_path: Path) -> None:
     mapping = faulty(experiment(root), tmp_path, at=[0, 15], what="nan")
     with pytest.raises(TrainingError, match="loss is not finite.* in step 15, epoch 0"):
@@ -267,3 +287,100 @@ def test_an_objective_on_a_split_that_does_not_exist_is_refused_before_anything_
     with pytest.raises(RequestError, match=r"no split 'validation'; it has train"):
         train.run(parse(experiment(tmp_path)), run_id="never")
     assert not (tmp_path / "runs").exists()
+
+
+def row(root: Path, run_id: str) -> dict[str, Any] | None:
+    """The run's row in the runs table, if it has one."""
+    rows = results.runs(str(root)).to_pylist(maps_as_pydicts="strict")
+    return next((each for each in rows if each["run_id"] == run_id), None)
+
+
+@pytest.mark.parametrize("run_id", ["../x", "", "a/b", "x" * 101, "x\n", "x?y*", ".x", 5])
+def test_what_cannot_be_a_run_id_is_refused_wherever_one_is_taken(root: Path, run_id: Any) -> None:
+    for refusing in (
+        lambda: train.run(parse(experiment(root)), run_id=run_id),
+        lambda: train.load(str(root), run_id),
+        lambda: results.get(str(root), run_id),
+        lambda: read_metrics(open_store(root), run_id),
+    ):
+        with pytest.raises(RequestError, match="run id .*wanted letters"):
+            refusing()
+
+
+def test_a_long_name_still_gives_ids_that_can_be_used(root: Path) -> None:
+    mapping = {**experiment(root, epochs=None, max_steps=1), "name": "n" * 100}
+    assert train.run(parse(mapping)).run_id.startswith("n" * 64 + "-")
+
+
+def test_a_run_takes_a_loaded_experiment_and_says_what_else_it_was_given(root: Path) -> None:
+    mapping = {
+        "name": "table",
+        "root": str(root),
+        "dataset": {"table": "t", "label": {"column": "y", "type": "binary"}},
+    }
+    for given, said in (
+        (configs.parse(mapping), r"a dataset file \(table\)"),
+        ("sweep.yaml", "'sweep.yaml'"),
+        (None, "None"),
+    ):
+        with pytest.raises(
+            RequestError, match=rf"train.run was given {said}; wanted an experiment.*mltrain.config.load"
+        ):
+            train.run(given)  # type: ignore[arg-type]
+
+
+def test_a_model_that_does_not_fit_in_memory_is_named_with_its_size(root: Path) -> None:
+    mapping = {**experiment(root), "model": {"args": {"hidden": [10**12]}}}
+    with pytest.raises(
+        TrainingError, match=r"mltrain.models:tabular_mlp cannot build .*\d{13,} bytes.*before the first step"
+    ):
+        train.run(parse(mapping), run_id="huge")
+    assert "tabular_mlp cannot build" in str((row(root, "huge") or {})["error"])
+
+
+def test_an_objective_that_the_model_will_not_report_is_refused_before_the_first_step(root: Path) -> None:
+    mapping = {**experiment(root), "objective": {"metric": "validation/rmse"}}
+    with pytest.raises(RequestError, match=r"validation/rmse.*TabularMLP on this dataset has .*validation/auc"):
+        train.run(parse(mapping), run_id="no-such-metric")
+    assert row(root, "no-such-metric") is None
+
+
+def test_a_finished_run_is_not_run_again(root: Path, undisturbed: train.Result) -> None:
+    lines: list[str] = []
+    before, recorded = row(root, "undisturbed"), len(read_events(open_store(root), "undisturbed"))
+    assert train.run(parse(experiment(root)), run_id="undisturbed", progress=lines.append) == undisturbed
+    assert lines == ["run undisturbed has finished: nothing to do"]
+    assert row(root, "undisturbed") == before is not None
+    assert len(read_events(open_store(root), "undisturbed")) == recorded
+
+
+def test_a_run_that_finished_without_its_row_gets_it_when_it_is_run_again(tmp_path: Path) -> None:
+    make_dataset(tmp_path, rows=500)
+    mapping = experiment(tmp_path, epochs=None, max_steps=1)
+    train.run(parse(mapping), run_id="one")
+    shutil.rmtree(tmp_path / "runs_table")
+    result = train.run(parse(mapping), run_id="one")
+    assert (row(tmp_path, "one") or {})["metrics"] == result.metrics
+
+
+def test_a_model_with_its_own_loss_keeps_the_metrics_of_its_label(root: Path, tmp_path: Path) -> None:
+    mapping = faulty(experiment(root), tmp_path, OWN_LOSS_MODEL)
+    result = train.run(parse({**mapping, "objective": {"metric": "validation/auc", "mode": "max"}}))
+    assert result.metrics["validation/auc"] > 0.85
+    assert result.metrics["validation/loss"] < result.metrics["validation/log_loss"]
+
+
+def test_outputs_of_another_shape_have_no_metrics_of_the_label(root: Path, tmp_path: Path) -> None:
+    mapping = faulty(experiment(root), tmp_path, OWN_LOSS_MODEL, wide=True)
+    assert set(train.run(parse(mapping)).metrics) == {"train/loss", "validation/loss"}
+    with pytest.raises(RequestError, match="only where its outputs have the label's shape"):
+        train.run(parse({**mapping, "objective": {"metric": "validation/auc", "mode": "max"}}))
+
+
+def test_a_second_signal_ends_at_once_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
+    mapping = faulty(experiment(root), tmp_path, at=[0, 3], what="signal twice", flag=str(tmp_path / "sent"))
+    with start(mapping, "twice", tmp_path / "logs") as process:
+        ended = process.wait(120)
+    assert ended.exit_code == 75
+    assert "Ended at once (SIGTERM).\nto go on: " in ended.stderr and "twice" in ended.stderr
+    assert train.run(parse(mapping), run_id="twice").status == "finished"

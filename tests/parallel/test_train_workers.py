@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mltrain import train
+from mltrain import results, train
 from mltrain.config import ClusterConfig
-from mltrain.errors import StoppedError, TrainingError
+from mltrain.errors import RequestError, StoppedError, StorageError, TrainingError
 from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
 from mltrain.train import cluster, controller
@@ -202,6 +202,14 @@ def test_an_evaluation_survives_the_loss_of_a_rank_before_its_checkpoint(
     assert history(tmp_path, "pair", "train/samples") == history(tmp_path, "alone", "train/samples")
 
 
+def test_a_part_that_a_worker_cannot_write_ends_the_run_with_its_name(on_ray: dict[str, Any]) -> None:
+    mapping = changed(
+        on_ray, 2, {"evaluate": {"every": {"steps": 5}}}, at=[0, 2], what="full disk", ballast=100_000
+    )  # fmt: skip
+    with pytest.raises(StorageError, match="checkpoints/step-000000005/part-.*File too large"):
+        train.run(parse(mapping), run_id="full")
+
+
 def test_with_ray_address_local_a_loss_is_survived_and_nothing_but_results_is_printed(
     root: Path, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -222,6 +230,36 @@ def test_ray_leaves_the_drivers_signals_and_its_own_printing_as_they_were(ray_cl
         assert signal.getsignal(signal.SIGTERM) is handler
         assert ray._private.worker.print_to_stdstream is not printing
     assert ray._private.worker.print_to_stdstream is printing
+
+
+def test_ray_that_does_not_start_is_tried_again_and_the_run_says_how_to_go_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def init(*args: Any, **options: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    lines: list[str] = []
+    with pytest.raises(TrainingError, match=r"Ray did not start .*timed out.* To go on: .*run_id='slow'"):
+        train.run(parse(experiment(root, workers=1)), run_id="slow", progress=lines.append)
+    assert lines.count("Ray did not start, trying again") == 1
+    assert results.get(str(root), "slow")["status"] == "failed"
+
+
+def test_a_cluster_of_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.0.0\n    Python: 3.9.1\n")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(RequestError, match=r"runs other versions than this process.*Ray: 2\.0\.0 Python: 3\.9\.1"),
+        cluster.ray_cluster(ClusterConfig(address="auto")),
+    ):
+        pass
 
 
 def _alive(pid: int) -> bool:

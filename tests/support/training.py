@@ -22,16 +22,16 @@ _NOT_NEEDED = {"ray", "horovod", "pyspark", "torchmetrics"}
 
 # A model that does something at one step of one process: the file named by `flag` makes it happen once.
 FAULTY_MODEL = """
-import os, signal, time
+import os, resource, signal, time
 
 import torch
 from mltrain.models import TabularMLP
 
 
 class Model(TabularMLP):
-    def __init__(self, schema, at, what, flag, dropout, ballast):
+    def __init__(self, schema, at, what, flag, dropout, ballast, run):
         super().__init__(schema, (16,), dropout, None, True)
-        self.at, self.what, self.flag = tuple(at), what, flag
+        self.at, self.what, self.flag, self.run = tuple(at), what, flag, run
         if ballast:
             # Makes checkpoints large, so that they take some time to write.
             self.ballast = torch.nn.Parameter(torch.zeros(ballast), requires_grad=False)
@@ -56,6 +56,15 @@ class Model(TabularMLP):
                 return {name: value * float("nan") for name, value in outputs.items()}
             if self.what == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
+            if self.what == "signal twice":
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.what == "full disk":
+                # Of this process's files: the run's record still fits, a part with ballast does not.
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, resource.RLIM_INFINITY))
+            if self.what == "lost disk":
+                os.rename(self.run, self.run + "-lost")
+                open(self.run, "x").close()
         return outputs
 
     def _first(self):
@@ -68,9 +77,9 @@ class Model(TabularMLP):
         return True
 
 
-def build(schema, at=(-1, -1), what="", flag=None, dropout=0.1, ballast=0):
+def build(schema, at=(-1, -1), what="", flag=None, dropout=0.1, ballast=0, run=""):
     torch.manual_seed(1)
-    return Model(schema, at, what, flag, dropout, ballast)
+    return Model(schema, at, what, flag, dropout, ballast, run)
 """
 
 # A model with metrics of its own. One rank is killed when the evaluation after step `at` has been computed, before the
@@ -123,7 +132,36 @@ def build(schema, rank=-1, flag="", at=0):
 """
 
 
-def experiment(root: Path, *, workers: Any = 0, address: str = "local", **changes: Any) -> dict[str, Any]:
+# A model whose loss is its own. Its outputs fit the label unless it is told to return more.
+OWN_LOSS_MODEL = """
+import torch
+from torch.nn import functional
+from mltrain.models import TabularMLP
+
+
+class Model(TabularMLP):
+    def __init__(self, schema, wide):
+        super().__init__(schema, (16,), 0.0, None, True)
+        self.wide = wide
+
+    def forward(self, batch):
+        logits = super().forward(batch)["y"].reshape(-1)
+        return torch.stack([logits, logits], 1) if self.wide else logits
+
+    def loss(self, outputs, batch):
+        logits = outputs[:, 0] if self.wide else outputs
+        label = batch.labels["y"].float()
+        missed = torch.where(label > 0.5, 1 - logits.sigmoid(), logits.sigmoid())
+        return missed**2 * functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+
+
+def build(schema, wide=False):
+    torch.manual_seed(1)
+    return Model(schema, wide)
+"""
+
+
+def experiment(root: Path | str, *, workers: Any = 0, address: str = "local", **changes: Any) -> dict[str, Any]:
     """An experiment on the dataset ``made`` below ``root``; ``changes`` go into ``train``."""
     train: dict[str, Any] = {
         "epochs": 2,
