@@ -6,12 +6,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from mltrain import config as configs
 from mltrain import results, train
-from mltrain.errors import MissingDependencyError, StoppedError, TrainingError
-from mltrain.results import RunLog, RunRow, read_events
+from mltrain.config import Experiment
+from mltrain.errors import MissingDependencyError, NotFoundError, StoppedError, TrainingError
+from mltrain.results import RunLog, RunRow, read_events, read_result
 from mltrain.storage import Store, open_store
 from mltrain.train import StopRequest, identity
-from mltrain.train.cluster import ray_cluster
+from mltrain.train.cluster import RayFailedError, ray_cluster
 from mltrain.train.lease import Lease
 from mltrain.train.run import resume_command
 from mltrain.train.totals import Totals
@@ -21,15 +23,17 @@ from mltrain.tune.result import SweepResult, Trial, best_of
 from mltrain.tune.space import Point
 
 if TYPE_CHECKING:
-    from mltrain.config import Experiment
     from mltrain.data import Dataset
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
+# Trials are runs whose ids are the sweep's and a number.
+_LONGEST_ID = results.LONGEST_RUN_ID - len("-00000")
 
-def run(config: "Experiment", *, run_id: str | None = None, progress: Progress | None = None) -> SweepResult:
+
+def run(config: Experiment, *, run_id: str | None = None, progress: Progress | None = None) -> SweepResult:
     """Runs the sweep that ``config`` describes, or what is left of sweep ``run_id``.
 
     Args:
@@ -43,12 +47,13 @@ def run(config: "Experiment", *, run_id: str | None = None, progress: Progress |
         TrainingError: every trial failed.
         StoppedError: stopped on request, resumable.
     """
+    config = configs.checked(config, Experiment, "tune.run")
     config.require_tune()
+    sweep_id = identity.new_run_id(config.name) if run_id is None else results.checked_run_id(run_id, _LONGEST_ID)
     _require_ray()
     root = open_store(config.root, deadline_s=config.storage.deadline_s)
     root.check_writable()
-    sweep_id = run_id or identity.new_run_id(config.name)
-    store = root.sub(f"sweeps/{sweep_id}")
+    store = root.sub(results.run_path(sweep_id, "sweeps"))
     ship(config.model.factory)
     pinned, dataset = identity.resolve(config, store, progress)
     points = space.points(pinned, sweep_id)
@@ -57,6 +62,7 @@ def run(config: "Experiment", *, run_id: str | None = None, progress: Progress |
         identity.create(store, pinned)
         results.ensure_table(root.uri)
         with StopRequest() as stop, RunLog(root, sweep_id, kind="sweeps") as log:
+            stop.resume_command = resume_command(sweep_id)
             kept = record.keep_points(store, points)
             return _Sweep(pinned, root, sweep_id, dataset, kept, log, lease, stop, progress or logger.info).run()
     finally:
@@ -68,7 +74,7 @@ class _Sweep:
 
     def __init__(
         self,
-        config: "Experiment",
+        config: Experiment,
         root: Store,
         sweep_id: str,
         dataset: "Dataset",
@@ -94,6 +100,9 @@ class _Sweep:
 
     def run(self) -> SweepResult:
         left = [point for point in self._points if not record.trial_of(self._root, point).ended]
+        if not left and (wall_s := self._finished()) is not None:
+            self._say(f"sweep {self._id} has finished: nothing to do")
+            return self._result(wall_s)
         done = len(self._points) - len(left)
         again = f", {done} of them done before" if done else ""
         self._say(f"sweep {self._id}: {len(self._points)} trials{again}")
@@ -101,9 +110,16 @@ class _Sweep:
             "sweep started", trials=len(self._points), left=len(left), driver_epoch=self._lease.driver_epoch
         )
         if left:
+            self._work(left)
+        return self._conclude()
+
+    def _work(self, left: list[Point]) -> None:
+        """Runs the trials that are left. Where Ray fails the sweep stops: what its trials have stored is not lost."""
+        try:
             with ray_cluster(self._config.cluster, self._say):
                 self._fit(left)
-        return self._conclude()
+        except RayFailedError as error:
+            self._stop.request(str(error))
 
     def _fit(self, left: list[Point]) -> None:
         import ray
@@ -134,23 +150,34 @@ class _Sweep:
     def _say(self, line: str) -> None:
         self._progress(line)
 
-    def _conclude(self) -> SweepResult:
+    def _finished(self) -> float | None:
+        """Seconds that the sweep took, if it has finished."""
+        try:
+            stored = read_result(self._root, self._id, kind="sweeps")
+        except NotFoundError:
+            return None
+        return float(stored["wall_s"]) if stored["status"] == "finished" else None
+
+    def _result(self, wall_s: float) -> SweepResult:
         trials = [record.trial_of(self._root, point) for point in self._points]
         goal = self._config.objective
         best = best_of(trials, goal.metric, str(goal.mode))
         stopped = not all(trial.ended for trial in trials)
-        failed = best is None and not stopped
-        status = "stopped" if stopped else "failed" if failed else "finished"
-        wall_s = self._spent_s + time.monotonic() - self._began
+        status = "stopped" if stopped else "failed" if best is None else "finished"
         loaded = None if best is None or not best.ended else train.load(self._root.uri, best.run_id)
-        result = SweepResult(self._id, self._root.uri, status, goal.metric, str(goal.mode), trials, loaded, wall_s)
+        return SweepResult(self._id, self._root.uri, status, goal.metric, str(goal.mode), trials, loaded, wall_s)
+
+    def _conclude(self) -> SweepResult:
+        result = self._result(self._spent_s + time.monotonic() - self._began)
+        trials, status = result.trials, result.status
+        best = best_of(trials, result.metric, result.mode)
         errors = [trial.error for trial in trials if trial.error]
         error = f"all {len(trials)} trials failed; the first: {errors[0] if errors else 'no error known'}"
         self._log.event(f"sweep {status}", trials=record.summary(trials), best=best and best.run_id)
         content = {**result.to_json(), "started": self._started.isoformat()}
         self._log.result(content)
-        results.append(self._root.uri, self._row(result, best, error if failed else None))
-        if stopped:
+        results.append(self._root.uri, self._row(result, best, error if status == "failed" else None))
+        if status == "stopped":
             command = resume_command(self._id)
             reasons = [trial.error for trial in trials if trial.status == "stopped" and trial.error]
             reason = self._stop.reason or "; ".join(reasons) or "not all trials have ended"
@@ -158,7 +185,7 @@ class _Sweep:
             raise StoppedError(
                 f"Sweep {self._id} stopped ({reason}) with {done} of {len(trials)} trials done.", command
             )
-        if failed:
+        if status == "failed":
             raise TrainingError(f"sweep {self._id}: {error}")
         return result
 
@@ -191,7 +218,7 @@ def _require_ray() -> None:
         raise MissingDependencyError(f"sweeps need Ray Tune ({error}): pip install 'mltrain[ray]'") from error
 
 
-def _steps(config: "Experiment", rows: int) -> int:
+def _steps(config: Experiment, rows: int) -> int:
     most = config.train.max_steps
     by_epochs = (config.train.epochs or 0) * -(-rows // config.train.global_batch_size)
     return min(most, by_epochs) if most and by_epochs else most or by_epochs

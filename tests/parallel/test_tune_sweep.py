@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mltrain import results, train, tune
-from mltrain.errors import RequestError, TrainingError
+from mltrain.errors import RequestError, StoppedError, TrainingError
 from mltrain.results import read_metrics
 from mltrain.storage import open_store
 from tests.support.datasets import make_dataset
@@ -162,3 +162,36 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_repeats_no_finished_trial(
     assert len(steps) == 2 and steps[0] == 0 and steps[1] > 0
     table = results.runs(str(root)).to_pylist()
     assert [row["status"] for row in table if row["sweep_id"] == run_id] == ["finished", "finished"]
+
+
+def test_a_sweep_whose_cluster_fails_is_stopped_and_says_how_to_go_on(
+    root: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.tune import Tuner
+
+    def fit(self: Tuner) -> None:
+        raise ActorDiedError
+
+    mapping = sweep(root, ray_cluster, _ALONE, {"train.seed": {"choice": [1]}})
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuner, "fit", fit)
+        with pytest.raises(StoppedError, match=r"the Ray cluster failed: ActorDiedError.*0 of 1 trials done") as caught:
+            tune.run(parse(mapping), run_id="cut-off")
+    assert "cut-off" in caught.value.resume_command
+    assert results.get(str(root), "cut-off")["status"] == "stopped"
+    finished = tune.run(parse(mapping), run_id="cut-off")
+    assert finished.status == "finished"
+    recorded, lines = results.get(str(root), "cut-off"), list[str]()
+    assert tune.run(parse(mapping), run_id="cut-off", progress=lines.append) == finished
+    assert lines == ["sweep cut-off has finished: nothing to do"]
+    assert results.get(str(root), "cut-off") == recorded
+
+
+def test_what_cannot_be_a_sweeps_id_is_refused(root: Path) -> None:
+    mapping = sweep(root, "local", _ALONE, {"train.seed": {"choice": [1]}})
+    for run_id in ("../x", "x" * 95):
+        with pytest.raises(RequestError, match="run id .*wanted letters"):
+            tune.run(parse(mapping), run_id=run_id)
+    with pytest.raises(RequestError, match="tune.run was given 'sweep.yaml'; wanted an experiment"):
+        tune.run("sweep.yaml")  # type: ignore[arg-type]
