@@ -18,7 +18,7 @@ from mltrain.data import keys
 from mltrain.data.manifest import Manifest, ShardEntry, assemble
 from mltrain.data.publish import Build
 from mltrain.data.shard import blob_path
-from mltrain.errors import BuildError
+from mltrain.errors import BuildError, RequestError
 from mltrain.features import census, provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
 from mltrain.features.engine import arrow_batches, engine_errors, session
@@ -75,10 +75,15 @@ def build(file: DatasetFile, *, spark: SparkSession | None = None, progress: Pro
         progress: told what is being done.
 
     Raises:
+        RequestError: ``file`` is no dataset file.
         TableError: the table cannot become this dataset; every reason that was found is named.
         StorageAccessError: the root cannot be written, or the table cannot be read.
         BuildError: what was built is not what the table holds.
     """
+    if not isinstance(file, DatasetFile):
+        raise RequestError(
+            f"build takes a dataset file, as config.load_dataset(path) gives it, not {type(file).__name__}"
+        )
     store = open_store(file.root, deadline_s=file.storage.deadline_s)
     store.check_writable()
     # A session of another thread is not the active one of this, but it is somebody's.

@@ -4,6 +4,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from mltrain import config, features
+from mltrain.errors import RequestError
 from mltrain.features import engine
 
 
@@ -34,3 +36,10 @@ def test_batches_have_fewer_rows_the_wider_a_row_is(kinds: list[pa.DataType], ro
 def test_a_batch_of_long_vectors_has_few_rows() -> None:
     schema = pa.schema([("id", pa.int64()), ("v", pa.list_(pa.float32()))])
     assert engine.rows_per_batch(schema, {"v": 4096}) == 2047
+
+
+def test_what_is_no_dataset_file_is_refused_before_spark_starts() -> None:
+    experiment = config.parse({"name": "a", "dataset": "adult", "train": {"epochs": 1}})
+    for wrong in (experiment, None, "adult.yaml"):
+        with pytest.raises(RequestError, match=rf"config.load_dataset\(path\) gives it, not {type(wrong).__name__}"):
+            features.build(wrong)  # type: ignore[arg-type]
