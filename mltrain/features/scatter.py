@@ -8,7 +8,7 @@ same object. A task answers a row per shard; only answers of attempts that Spark
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -36,7 +36,7 @@ from mltrain.data.shard import EncodedShard, blob_path, pack_matrices, write_pac
 from mltrain.errors import BuildError, TableError
 from mltrain.features.census import SPLIT
 from mltrain.features.problems import repeated_keys
-from mltrain.features.sql import column, map_in_arrow
+from mltrain.features.sql import Batches, column, map_in_arrow
 from mltrain.storage import Store
 from mltrain.transforms import FittedTransforms
 
@@ -47,6 +47,9 @@ SHARD_SEED = 0
 """Of the hash that says where a row lies. It is not the split's seed: a new split keeps rows in their buckets."""
 
 _EXAMPLES = 5
+
+Answer = dict[str, object]
+"""What a task says of a shard, as plain data: its entry, or what is wrong."""
 _PACKED_BYTES = 1 << 25
 _MAX_ARRAY_BYTES = 2**31 - 1
 
@@ -192,24 +195,26 @@ def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[li
         BuildError: two tasks answered for one bucket.
     """
     names = dict.fromkeys((*encoder.kept, *encoder.transforms.inputs))
-    hashed = F.expr(keys.hash_sql(identity, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)).alias(HASH)
-    placed = frame.select(*(F.expr(column(name)) for name in names), SPLIT, hashed)
+    placed = frame.select(*(F.expr(column(name)) for name in names), SPLIT, hashed(identity))
     placed = placed.withColumn(PLACE, F.expr(encoder.places.sql())).drop(SPLIT)
-    packed = map_in_arrow(placed, _pack(encoder), encoder.travels_as(frame.schema))
-    tasks = packed.repartitionById(encoder.places.count, F.col(PLACE))
-    answers = map_in_arrow(tasks, _store(encoder), "answer string").toArrow()
-    found = [json.loads(answer) for answer in answers["answer"].to_pylist()]
-    entries = [ShardEntry.from_json(answer) for answer in found if "blob" in answer]
-    places = {(entry.split, entry.bucket) for entry in entries}
-    if len(places) != len(entries):
-        raise BuildError(
-            "Spark handed the rows of one bucket to two tasks: is adaptive execution splitting partitions?"
-        )
-    return entries, _problems(found, encoder.identity)
+
+    def answer(place: int, rows: pa.Table) -> Answer:
+        split, bucket = encoder.places.locate(place)
+        return shard_answer(encoder, rows, split=split, increment=0, bucket=bucket)
+
+    packed = map_in_arrow(placed, pack(encoder), encoder.travels_as(frame.schema))
+    return gather(packed, encoder.places.count, encoder.identity, answer)
 
 
-def _pack(encoder: Encoder) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def hashed(identity: pa.Schema) -> Column:
+    """The column :data:`HASH`, which says where a row lies, from the columns that tell rows apart."""
+    return F.expr(keys.hash_sql(identity, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)).alias(HASH)
+
+
+def pack(encoder: Encoder) -> Callable[[Batches], Batches]:
+    """A task that packs source rows, which have :data:`PLACE` and :data:`HASH`."""
+
+    def run(batches: Batches) -> Batches:
         rows = max(1, _PACKED_BYTES // max(1, sum(matrix.row_bytes for matrix in encoder.schema.matrices.values())))
         for batch in batches:
             for start in range(0, batch.num_rows, rows):
@@ -221,28 +226,55 @@ def _pack(encoder: Encoder) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.
     return run
 
 
-def _store(encoder: Encoder) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def gather(
+    packed: DataFrame, places: int, key: Sequence[str], answer: Callable[[int, pa.Table], Answer]
+) -> tuple[list[ShardEntry], list[str]]:
+    """Hands the packed rows of each place to ``answer``, in one task, and collects what it says.
+
+    Args:
+        packed: rows as they travel.
+        places: number of places.
+        key: names of the columns that tell rows apart, for messages.
+        answer: makes a shard of a place's rows.
+
+    Returns:
+        As :func:`scatter`.
+
+    Raises:
+        BuildError: two tasks answered for one bucket.
+    """
+    tasks = packed.repartitionById(places, F.col(PLACE))
+    answers = map_in_arrow(tasks, _by_place(answer), "answer string").toArrow()
+    found = [json.loads(answer) for answer in answers["answer"].to_pylist()]
+    entries = [ShardEntry.from_json(answer) for answer in found if "blob" in answer]
+    if len({(entry.split, entry.increment, entry.bucket) for entry in entries}) != len(entries):
+        raise BuildError(
+            "Spark handed the rows of one bucket to two tasks: is adaptive execution splitting partitions?"
+        )
+    return entries, _problems(found, key)
+
+
+def _by_place(answer: Callable[[int, pa.Table], Answer]) -> Callable[[Batches], Batches]:
+    def run(batches: Batches) -> Batches:
         received = [batch for batch in batches if batch.num_rows]
         if not received:
             return
         table = pa.Table.from_batches(received)
         received.clear()
         found = pc.unique(table[_PROBLEM]).drop_null().to_pylist()
-        answers: list[dict[str, object]] = [{"problem": problem} for problem in found]
+        answers: list[Answer] = [{"problem": problem} for problem in found]
         if not found:
             places = table[PLACE].to_numpy()
             for place in np.unique(places):
                 mine = table if places.min() == places.max() else table.filter(pa.array(places == place))
-                answers.append(_shard(encoder, int(place), mine))
+                answers.append(answer(int(place), mine.drop_columns([PLACE, _PROBLEM])))
         yield pa.record_batch({"answer": pa.array([json.dumps(answer) for answer in answers])})
 
     return run
 
 
-def _shard(encoder: Encoder, place: int, table: pa.Table) -> dict[str, object]:
-    split, bucket = encoder.places.locate(place)
-    rows = table.drop_columns([PLACE, _PROBLEM])
+def shard_answer(encoder: Encoder, rows: pa.Table, *, split: str, increment: int, bucket: int) -> Answer:
+    """Makes and stores a shard of packed rows: its entry as plain data, or what is wrong with the rows."""
     arrays = [name for name in rows.schema.names if not name.startswith(_MATRIX)]
     if too_long := [name for name in arrays if rows[name].nbytes > _MAX_ARRAY_BYTES]:
         raise BuildError(
@@ -255,7 +287,7 @@ def _shard(encoder: Encoder, place: int, table: pa.Table) -> dict[str, object]:
         }
     shard = encoder.encode(rows)
     encoder.store_shard(shard)
-    return ShardEntry.of(shard, split=split, increment=0, bucket=bucket).to_json()
+    return ShardEntry.of(shard, split=split, increment=increment, bucket=bucket).to_json()
 
 
 def _as_bytes(matrix: NDArray[Any]) -> pa.Array:

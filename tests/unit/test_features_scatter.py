@@ -51,12 +51,13 @@ def encoder(root: Path) -> Encoder:
 
 def answers(root: Path, batches: list[pa.RecordBatch]) -> list[dict[str, object]]:
     """What the two tasks of the scatter make of rows, without the shuffle between them."""
-    packed = list(scatter._pack(encoder(root))(iter(batches)))
-    return [
-        json.loads(text)
-        for batch in scatter._store(encoder(root))(iter(packed))
-        for text in batch["answer"].to_pylist()
-    ]
+    packed = list(scatter.pack(encoder(root))(iter(batches)))
+
+    def answer(place: int, rows: pa.Table) -> scatter.Answer:
+        return scatter.shard_answer(encoder(root), rows, split="train", increment=0, bucket=place)
+
+    tasks = scatter._by_place(answer)(iter(packed))
+    return [json.loads(text) for batch in tasks for text in batch["answer"].to_pylist()]
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, ROWS])
