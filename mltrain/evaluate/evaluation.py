@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mltrain.config.metrics import label_metrics, metric_prefix
 from mltrain.errors import TrainingError
-from mltrain.evaluate.metrics import NAMES, metrics
+from mltrain.evaluate.metrics import metrics
 from mltrain.evaluate.tasks import Task, scores_by_task, total_loss
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def metric_names(model: torch.nn.Module, of: tuple[Task, ...]) -> list[str]:
     """What an evaluation of ``model`` can report; with a loss of its own, the label's as far as its outputs allow."""
     found = ["loss", *_own_metrics(model)]
     if _label_metrics(model):
-        found += [f"{_prefix(task, of)}{name}" for task in of for name in NAMES[task.type]]
+        found += label_metrics({task.name: task.type for task in of})
     return found
 
 
@@ -85,10 +86,6 @@ def _has(model: torch.nn.Module, name: str) -> bool:
 def _label_metrics(model: torch.nn.Module) -> bool:
     """A model with a loss and metrics of its own has these; any other has those of its labels' types."""
     return not (_has(model, "loss") and _has(model, "get_metrics"))
-
-
-def _prefix(task: Task, of: tuple[Task, ...]) -> str:
-    return "" if len(of) == 1 else f"{task.name}."
 
 
 class _Rows:
@@ -144,7 +141,7 @@ class _Rows:
             labels_shape = shape if task.type == "multilabel" else ()
             scores = _gathered(self._scores[task.name], shape, torch.float32, collectives)
             labels = _gathered(self._labels[task.name], labels_shape, torch.float64, collectives)
-            prefix = _prefix(task, self._tasks)
+            prefix = metric_prefix(task.name, len(self._tasks))
             found = metrics(task.type, scores, labels, weight) if self.total else {}
             results.update({f"{prefix}{name}": value for name, value in found.items()})
         return results

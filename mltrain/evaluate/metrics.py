@@ -10,13 +10,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 _EPSILON = 1e-7
-# What `metrics` returns, by the label's type.
-NAMES = {
-    "binary": ("auc", "auc_pr", "log_loss", "accuracy"),
-    "multiclass": ("log_loss", "accuracy", "macro_f1"),
-    "multilabel": ("auc", "auc_pr", "log_loss", "accuracy"),
-    "regression": ("rmse", "mae", "r2"),
-}
 
 
 def metrics(

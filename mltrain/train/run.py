@@ -23,7 +23,7 @@ from mltrain.train.lease import Lease, LeaseHeldError
 from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
 from mltrain.train.result import Result
 from mltrain.train.signals import StopRequest
-from mltrain.train.spec import Spec, evaluation_split
+from mltrain.train.spec import Spec, check_before_start
 from mltrain.train.totals import Totals
 from mltrain.train.usercode import Factory, Hook, Shipped, load_hook, ship, ship_function
 
@@ -88,7 +88,7 @@ def run(
     store = root.sub(results.run_path(run_id))
     shipped = ship_function(factory) if factory is not None else ship(config.model.factory)
     pinned, dataset = identity.resolve(config, store, progress)
-    evaluation_split(pinned.objective.metric, dataset.splits)
+    check_before_start(pinned.objective.metric, shipped.name, dataset)
     hooks = [load_hook(name) for name in pinned.callbacks]
     lease = _take(store, run_id, EXPIRES_S if part_of.kind == "trial" else 0.0, stop)
     try:

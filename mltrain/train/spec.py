@@ -4,13 +4,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mltrain.config.metrics import label_metrics
 from mltrain.errors import RequestError
 from mltrain.train.checkpoints import Checkpoint
 from mltrain.train.usercode import Shipped
 
 if TYPE_CHECKING:
     from mltrain.config import Experiment
+    from mltrain.data import Dataset
     from mltrain.storage import Store
+
+
+_BUILT_IN = "mltrain.models:"
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,35 @@ def evaluation_split(metric: str, splits: Iterable[str]) -> str | None:
             "objective.metric to one of these (train/loss for none), or build the dataset with that split."
         )
     return wanted
+
+
+def check_objective(metric: str, split: str | None, reported: Iterable[str], model: str) -> None:
+    """Refuses an objective that no evaluation will report.
+
+    Args:
+        metric: the objective.
+        split: that is evaluated.
+        reported: names of what an evaluation reports.
+        model: for the message.
+
+    Raises:
+        RequestError: the objective is not among them; the message lists them.
+    """
+    names = ["train/loss", *(f"{split}/{name}" for name in reported if split is not None)]
+    if metric not in names:
+        raise RequestError(
+            f"objective.metric is {metric!r}, but {model} on this dataset has {', '.join(sorted(names))}. Set "
+            "objective.metric to one of these, or add it in the model's get_metrics()."
+        )
+
+
+def check_before_start(metric: str, factory: str, dataset: "Dataset") -> None:
+    """What can be known of the objective before there is a model: its split, and what a built-in model reports.
+
+    Raises:
+        RequestError: the run could not report its objective.
+    """
+    split = evaluation_split(metric, dataset.splits)
+    if factory.startswith(_BUILT_IN):
+        types = {column.name: str(column.type) for column in dataset.schema.select("label")}
+        check_objective(metric, split, ["loss", *label_metrics(types)], factory)

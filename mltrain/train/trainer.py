@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from mltrain.train.control import Control, Ending, Outcome, Row, failure
 from mltrain.train.optimizers import build_optimizer
 from mltrain.train.reducer import Reducer
 from mltrain.train.replica import Replica
-from mltrain.train.spec import Spec, Task, evaluation_split, total_steps
+from mltrain.train.spec import Spec, Task, check_objective, evaluation_split, total_steps
 from mltrain.train.step import Recipe, StepResult, micro_batches, seed_all, train_step
 from mltrain.train.usercode import build
 from mltrain.train.writer import PartWriter
@@ -68,7 +68,7 @@ class Trainer:
         self.total_steps = total_steps(config.epochs, config.max_steps, self.steps_per_epoch)
         self._split = evaluation_split(spec.config.objective.metric, self._dataset.splits)
         of = tasks(self._dataset.schema)
-        _check_objective(spec.config.objective.metric, self._split, metric_names(model, of), type(model).__name__)
+        check_objective(spec.config.objective.metric, self._split, metric_names(model, of), type(model).__name__)
         self._evaluation = None if self._split is None else self._make_evaluation_loader(self._split)
         named = config.lr_schedule
         self._recipe = Recipe(
@@ -317,15 +317,6 @@ def _check_precision(precision: str, device: torch.device) -> None:
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise RequestError(
             f"train.precision is bf16, which {torch.cuda.get_device_name(device)} does not support: use fp32"
-        )
-
-
-def _check_objective(metric: str, split: str | None, reported: Sequence[str], model: str) -> None:
-    names = ["train/loss", *(f"{split}/{name}" for name in reported if split is not None)]
-    if metric not in names:
-        raise RequestError(
-            f"objective.metric is {metric!r}, but {model} on this dataset has {', '.join(sorted(names))}. Set "
-            "objective.metric to one of these, or add it in the model's get_metrics()."
         )
 
 

@@ -16,6 +16,7 @@ from mltrain.train import StopRequest, identity
 from mltrain.train.cluster import RayFailedError, ray_cluster
 from mltrain.train.lease import Lease
 from mltrain.train.run import resume_command
+from mltrain.train.spec import check_before_start
 from mltrain.train.totals import Totals
 from mltrain.train.usercode import ship
 from mltrain.tune import record, space
@@ -57,6 +58,8 @@ def run(config: Experiment, *, run_id: str | None = None, progress: Progress | N
     ship(config.model.factory)
     pinned, dataset = identity.resolve(config, store, progress)
     points = space.points(pinned, sweep_id)
+    for factory in sorted({space.trial_config(pinned, point.parameters).model.factory for point in points}):
+        check_before_start(pinned.objective.metric, factory, dataset)
     lease = Lease.acquire(store, sweep_id)
     try:
         identity.create(store, pinned)

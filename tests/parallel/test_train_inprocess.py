@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mltrain import config as configs
-from mltrain import results, train
+from mltrain import results, train, tune
 from mltrain.errors import NotFoundError, RequestError, StoppedError, StorageError, TrainingError
 from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
@@ -338,11 +338,25 @@ def test_a_model_that_does_not_fit_in_memory_is_named_with_its_size(root: Path) 
     assert "tabular_mlp cannot build" in str((row(root, "huge") or {})["error"])
 
 
-def test_an_objective_that_the_model_will_not_report_is_refused_before_the_first_step(root: Path) -> None:
-    mapping = {**experiment(root), "objective": {"metric": "validation/rmse"}}
-    with pytest.raises(RequestError, match=r"validation/rmse.*TabularMLP on this dataset has .*validation/auc"):
+def test_an_objective_that_the_model_will_not_report_is_refused_before_the_first_step(
+    root: Path, tmp_path: Path
+) -> None:
+    mapping = {**faulty(experiment(root), tmp_path), "objective": {"metric": "validation/rmse"}}
+    with pytest.raises(RequestError, match=r"validation/rmse.*Model on this dataset has .*validation/auc"):
         train.run(parse(mapping), run_id="no-such-metric")
-    assert row(root, "no-such-metric") is None
+    with pytest.raises(NotFoundError):
+        results.get(str(root), "no-such-metric")
+
+
+@pytest.mark.parametrize("run", [train.run, tune.run])
+def test_an_objective_that_a_built_in_model_will_not_report_is_refused_before_anything_starts(
+    root: Path, run: Any
+) -> None:
+    sweep = {"search": "grid", "space": {"train.seed": {"choice": [1]}}}
+    mapping = {**experiment(root, workers=2), "objective": {"metric": "validation/rmse"}, "tune": sweep}
+    with pytest.raises(RequestError, match=r"mltrain.models:tabular_mlp on this dataset has .*validation/auc"):
+        run(parse(mapping), run_id="never-begun")
+    assert not list(root.glob("*/never-begun"))
 
 
 def test_a_finished_run_is_not_run_again(root: Path, undisturbed: train.Result) -> None:
