@@ -8,6 +8,7 @@ import logging
 import signal
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -38,6 +39,8 @@ _EXTRAS = {
     "pandas": "notebook",
 }
 
+_PAGES = frozenset({"-h", "--help", "--version"})
+
 
 @click.group(
     epilog=example("mltrain demo"),
@@ -58,36 +61,50 @@ for each in (demo, doctor, config, dataset, train, tune, runs, jobs):
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line and answers its exit code."""
-    debug = "--debug" in arguments
+    debug, format = "--debug" in arguments, _format(arguments)
     log = output.configure_logging(debug)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         return command.main(list(arguments), prog_name="mltrain", standalone_mode=False) or 0
     except click.ClickException as error:
         hint = f"\n{error.ctx.get_usage()}" if isinstance(error, click.UsageError) and error.ctx else ""
-        output.error(f"{error.format_message()}{hint}")
+        output.error(f"{error.format_message()}{hint}", RequestError.exit_code, format)
         return RequestError.exit_code
     except click.Abort as abort:
         return TERMINATED if isinstance(abort.__cause__, Terminated) else INTERRUPTED
+    except SystemExit:
+        # So click ends on any broken pipe, without a word. The reader of a page of help has what it wants.
+        if _PAGES & set(arguments):
+            return 0
+        output.error("the other end of a pipe or connection was closed", 1, format)
+        return 1
     except Exception as error:
-        return _failed(error, log, debug)
+        return _failed(error, log, debug, format)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _failed(error: Exception, log: Path, debug: bool) -> int:
+def _format(arguments: Sequence[str]) -> output.Format:
+    """What ``--output`` says, of a command line that may be wrong."""
+    return "json" if "--output=json" in arguments or ("--output", "json") in pairwise(arguments) else "text"
+
+
+def _failed(error: Exception, log: Path, debug: bool, format: output.Format) -> int:
     # Not before the traceback is in the log: the message below says that it is.
     logging.getLogger(__name__).log(logging.DEBUG if debug else logging.INFO, "failed", exc_info=error)
     if debug:
         click.echo("".join(traceback.format_exception(error)), err=True)
     if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
-        output.error(f"{error.name} is not installed: pip install 'mltrain[{extra}]'")
+        missing = f"{error.name} is not installed: pip install 'mltrain[{extra}]'"
+        output.error(missing, MissingDependencyError.exit_code, format)
         return MissingDependencyError.exit_code
     if isinstance(error, MltrainError):
-        output.error(str(error))
+        output.error(str(error), error.exit_code, format)
         return error.exit_code
     output.error(
         f"{type(error).__name__}: {error}\nThis is a mistake in mltrain, or in code that it was given; "
-        f"--debug shows where, and {log} has it too"
+        f"--debug shows where, and {log} has it too",
+        1,
+        format,
     )
     return 1

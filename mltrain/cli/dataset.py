@@ -67,11 +67,14 @@ def show(out: Output, reference: str | None, config: str | None, overrides: Sequ
 @common
 def verify(out: Output, reference: str | None, config: str | None, overrides: Sequence[str], root: str | None) -> int:
     """Read and hash everything again, and name what is damaged: exit 1 if something is."""
+    from mltrain.data.source import REPAIR
+
     report = _open(reference, config, overrides, root).verify(progress=out.progress)
     lines = [f"{path}: {fault}" for path, fault in report.damaged.items()]
     verdict = f"{len(lines)} damaged" if lines else "all well"
     seen = f"{report.shards} shards, {report.rows:,} rows, {report.size_bytes:,} bytes"
-    out.result({**vars(report), "ok": report.ok}, *lines, f"dataset {report.digest}: {verdict} ({seen})")
+    repair = [] if report.ok else [f"{REPAIR}."]
+    out.result({**vars(report), "ok": report.ok}, *lines, f"dataset {report.digest}: {verdict} ({seen})", *repair)
     return 0 if report.ok else 1
 
 

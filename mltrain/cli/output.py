@@ -96,14 +96,17 @@ class Output:
         A reader that leaves early (``| head``) has what it wants: the work is done all the same.
         """
         self.__exit__(None, None, None)
-        shown = _json(data) if self.format == "json" else _rendered(text)
-        try:
-            print(shown, end="", flush=True)  # noqa: T201
-        except BrokenPipeError:
-            # What is left in the buffer would fail once more when the interpreter flushes it at its end.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+        _print(_json(data) if self.format == "json" else _rendered(text))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, end="", flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # What is left in the buffer would fail once more when the interpreter flushes it at its end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _json(data: Any) -> str:
@@ -221,10 +224,12 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def error(message: str) -> None:
-    """Says what went wrong, in red on a terminal."""
+def error(message: str, exit_code: int, format: Format) -> None:
+    """Says what went wrong, in red on a terminal; with ``json`` on stdout too, where a program looks for a result."""
     red, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
     print(f"{red}error:{end} {message}", file=sys.stderr, flush=True)  # noqa: T201
+    if format == "json":
+        _print(_json({"error": message, "exit_code": exit_code}))
 
 
 def log_path() -> Path:

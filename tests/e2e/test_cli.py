@@ -143,6 +143,21 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, format: str) -> 
     assert (ended.exit_code, ended.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "dataset show --help"])
+def test_the_reader_of_a_page_may_leave_early(tmp_path: Path, words: str) -> None:
+    ended = processes.run(["bash", "-c", f"set -o pipefail; {MLTRAIN} {words} | true"], tmp_path / "logs")
+    assert (ended.exit_code, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", ["dataset show a --root .", "config check", "dataset show a --nope"])
+def test_a_failure_is_json_on_stdout_where_that_was_asked_for(tmp_path: Path, words: str) -> None:
+    ended = _mltrain(tmp_path, *words.split(), "--output", "json")
+    said = json.loads(ended.stdout)
+    assert said["exit_code"] == ended.exit_code == 2
+    assert ended.stderr == f"error: {said['error']}\n"
+    assert _mltrain(tmp_path, *words.split()).stdout == ""
+
+
 def test_jobs_are_found_and_are_python(tmp_path: Path) -> None:
     for name in ("build_dataset", "train", "sweep"):
         path = Path(_mltrain(tmp_path, "jobs", "path", name).stdout.strip())
