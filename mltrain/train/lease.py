@@ -1,5 +1,7 @@
 """One controller a run: a lease in the run's storage, with a driver epoch that fences off earlier holders."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mltrain.errors import RequestError, TrainingError
@@ -52,13 +54,27 @@ class Lease:
         Raises:
             TrainingError: another controller has taken the run.
         """
-        try:
+        with self._lost():
             self._lease.check()
-        except leases.LostError as error:
-            raise TrainingError(
-                f"Another controller has taken this run ({self._run.join(LEASE)}); this one writes nothing more."
-            ) from error
+
+    def renew(self) -> None:
+        """Renews now, and so learns whether the run is still held.
+
+        Raises:
+            TrainingError: another controller has taken the run.
+        """
+        with self._lost():
+            self._lease.renew()
 
     def release(self) -> None:
         """Ends the lease, so that the next controller need not wait. Idempotent."""
         self._lease.release()
+
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except leases.LostError as error:
+            raise TrainingError(
+                f"Another controller has taken this run ({self._run.join(LEASE)}); this one writes nothing more."
+            ) from error

@@ -279,6 +279,7 @@ class _Attempt:
         error: str | None = None,
         resume: str | None = None,
     ) -> Result:
+        self._lease.renew()
         best = record.best_checkpoint()
         ended = datetime.now(UTC)
         epochs = step / max(1, -(-self._dataset.rows("train") // self._config.train.global_batch_size))

@@ -13,6 +13,7 @@ from mltrain import results, train, tune
 from mltrain.errors import NotFoundError, RequestError, StoppedError, StorageError, TrainingError
 from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
+from mltrain.storage.lease import fence
 from mltrain.train import Report, Verdict, checkpoints
 from tests.support.datasets import Features, make_dataset
 from tests.support.training import OWN_LOSS_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
@@ -182,6 +183,19 @@ def test_a_second_controller_is_told_who_holds_the_run(root: Path) -> None:
             train.run(parse(experiment(root)), run_id="held")
     finally:
         lease.release()
+
+
+def test_a_controller_whose_run_was_taken_does_not_end_it(root: Path) -> None:
+    store = open_store(root).sub("runs/taken")
+
+    def report(report: Report) -> Verdict:
+        fence(store, "lease.json")
+        return Verdict.CONTINUE
+
+    with pytest.raises(TrainingError, match="Another controller has taken this run"):
+        train.run(parse(experiment(root, epochs=1)), run_id="taken", report=report)
+    with pytest.raises(NotFoundError):
+        train.load(str(root), "taken")
 
 
 def test_a_user_mistake_is_one_line_with_its_traceback_in_a_file(root: Path, tmp_path: Path) -> None:
