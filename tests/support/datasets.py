@@ -1,6 +1,7 @@
 """Small real datasets without Spark."""
 
 import dataclasses
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def make_dataset(
             store.put(blob_path(shard.blob), memoryview(shard.buffer))
             entries.append(ShardEntry.of(shard, split=split, increment=0, bucket=bucket))
     manifest, blobs = assemble(schema, transforms or {}, tuple(splits), entries)
-    build_id = f"{name}-{manifest.digest[:8]}"
+    build_id = f"{name}-{uuid.uuid4().hex[:8]}"
     with Build.start(store, name, build_id) as build:
         build.publish(manifest, blobs, {"source": "tests.support.datasets"})
     return Dataset.open(name, root=root)
