@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -10,6 +11,8 @@ from mltrain.errors import StoppedError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
+# One request may arrive twice: timeout(1) signals its child and then the child's group.
+_SAME_S = 0.25
 
 
 class StopRequest:
@@ -25,6 +28,7 @@ class StopRequest:
         self.requested = False
         self.reason = ""
         self.resume_command: str | None = None
+        self._received_at: float | None = None
         self._before: dict[int, Any] = {}
 
     def request(self, reason: str) -> None:
@@ -43,6 +47,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        first, self._received_at = self._received_at, time.monotonic()
+        if first is not None and self._received_at - first < _SAME_S:
+            return
         if self.requested:
             # At once, whatever is under way: the command goes on from the last checkpoint all the same.
             os.write(_STDERR, f"\nEnded at once ({signal.Signals(number).name}).\n{self._how_to_go_on()}".encode())

@@ -78,7 +78,7 @@ def test_a_driver_killed_in_mid_epoch_resumes_to_the_same_weights_and_samples(
 
 
 def test_sigterm_makes_a_checkpoint_and_exits_75_without_ray_or_horovod_and_the_run_resumes(
-    root: Path, tmp_path: Path
+    root: Path, undisturbed: train.Result, tmp_path: Path
 ) -> None:
     flag = tmp_path / "sent"
     mapping = faulty(experiment(root, checkpoint={"every": "auto"}), tmp_path, at=[0, 7], what="signal", flag=str(flag))

@@ -55,9 +55,12 @@ class Model(TabularMLP):
             if self.what == "nan":
                 return {name: value * float("nan") for name, value in outputs.items()}
             if self.what == "signal":
+                # As timeout(1) does: the process, then its group.
+                os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
             if self.what == "signal twice":
                 os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.4)
                 os.kill(os.getpid(), signal.SIGTERM)
             if self.what == "full disk":
                 # Of this process's files: the run's record still fits, a part with ballast does not.
