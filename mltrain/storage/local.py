@@ -58,14 +58,14 @@ class LocalStore(Store):
         with self._explained_write(path), self._aside(path) as aside:
             _write(aside, data)
             self._show(aside, path)
-        return self._meta(path)
+            return self._meta(path)
 
     def upload(self, path: str, local: Path) -> ObjectMeta:
         with self._explained_write(path), self._aside(path) as aside:
             shutil.copyfile(local, aside)
             _sync(aside)
             self._show(aside, path)
-        return self._meta(path)
+            return self._meta(path)
 
     def put_if_absent(self, path: str, data: bytes | memoryview) -> bool:
         with self._explained_write(path), self._aside(path) as aside:
