@@ -77,12 +77,13 @@ def test_a_signal_reaches_the_command_and_its_exit_code_is_answered(tmp_path: Pa
 def test_ray_runs_a_task_on_the_shared_cluster(ray_cluster: str) -> None:
     import ray
 
-    ray.init(address=ray_cluster, ignore_reinit_error=True, log_to_driver=False)
+    # Left again: other tests of this process find out how joining is said.
+    with ray.init(address=ray_cluster, log_to_driver=False):
 
-    @ray.remote(num_cpus=0)
-    def endpoint() -> tuple[str | None, int]:
-        return os.environ.get("AWS_ENDPOINT_URL"), os.getpid()
+        @ray.remote(num_cpus=0)
+        def endpoint() -> tuple[str | None, int]:
+            return os.environ.get("AWS_ENDPOINT_URL"), os.getpid()
 
-    seen, pid = ray.get(endpoint.remote())
-    assert seen == os.environ["AWS_ENDPOINT_URL"]
-    assert pid != os.getpid() and psutil.pid_exists(pid)
+        seen, pid = ray.get(endpoint.remote())
+        assert seen == os.environ["AWS_ENDPOINT_URL"]
+        assert pid != os.getpid() and psutil.pid_exists(pid)
