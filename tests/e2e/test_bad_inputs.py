@@ -119,7 +119,7 @@ _EXPERIMENT_VALUES = [
     ("train.workers={min: 4, max: 2}", "min 4 is more than max 2"),
     ("train.workers={min: 0, max: 2}", "0 means in this process"),
     ("train.workers=-1", "train.workers is -1; want at least 0"),
-    ("train.workers=two", "train.workers is 'two'; want a mapping"),
+    ("train.workers=two", "train.workers is 'two'; want a whole number, or a mapping with min and max"),
     ("train.checkpoint.every=often", "'often'; want auto or a mapping"),
     ("train.checkpoint.every={steps: 5, seconds: 5}", "want steps or seconds, one of them"),
     ("train.checkpoint.keep=0", "train.checkpoint.keep is 0; want at least 1"),
@@ -180,7 +180,7 @@ _NEVER_STOPS = [
 # Whole files.
 _FILES = [
     ("", "the file is empty"),
-    ("- a\n- b\n", "the file is a seq"),
+    ("- a\n- b\n", "the file is a list"),
     ("name: a\nroot: [\n", "not YAML"),
     ("name: a\nname: b\ndataset: c\n", ":2: key 'name' is written twice"),
     ("name: !!python/object:os.system a\ndataset: b\n", "is not supported; write the plain value"),
