@@ -91,8 +91,8 @@ def test_on_spark_another_python_version_is_broken(
 def test_on_ray_every_node_answers(ray_cluster: str, bucket: str) -> None:
     import ray
 
-    ray.init(address=ray_cluster, ignore_reinit_error=True, log_to_driver=False)
-    rows = doctor("ray", root=bucket)
+    with ray.init(address=ray_cluster, log_to_driver=False):
+        rows = doctor("ray", root=bucket)
     assert _status(rows, "torch") == {"ok"}
     assert _status(rows, "horovod") == {checks.horovod().status}
     assert _status(rows, "storage root") == {"ok"}
