@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import itertools
 import pickle
-import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,21 +184,6 @@ def test_buffers_are_used_again(dataset: Dataset) -> None:
     loader = Loader(dataset, "train", global_batch_size=BATCH, prefetch=2)
     addresses = {batch.numeric.data_ptr() for epoch in range(2) for batch in loader}
     assert len(addresses) == 4
-
-
-def test_a_batch_touches_no_fresh_memory_once_the_loader_has_settled(tmp_path: Path) -> None:
-    """The first write to a fresh page is a fault that the system counts. (That outputs are a ring: the test above.)"""
-    made = make_dataset(tmp_path, rows=20_000, shards=16, features=Features(numeric=80), splits=("train",))
-    for shuffle in (True, False):
-        loader = Loader(made, "train", global_batch_size=1000, shuffle=shuffle)
-        faults = []
-        for _ in range(8):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            for _ in loader:
-                pass
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        # A batch has 320 kB, 80 pages. The allocator may take some epochs to settle.
-        assert min(faults) < 2 * len(loader), faults
 
 
 @pytest.mark.parametrize("sorted_by", ["label", "time", "user"])
