@@ -10,6 +10,7 @@ other work on the machine disturbs less.
 
 import argparse
 import contextlib
+import functools
 import os
 import statistics
 import tempfile
@@ -113,10 +114,10 @@ def compare(spark: SparkSession, here: Path, rounds: int) -> tuple[list[Spent], 
                 },
             }
         )
-        builds.append(spent(lambda file=file: features.build(file, spark=spark)))  # type: ignore[misc]
+        builds.append(spent(functools.partial(features.build, file, spark=spark)))
         frame = spark.read.format("delta").load(str(here / "table"))
         writer = frame.write.option("compression", "zstd")
-        writes.append(spent(lambda writer=writer, i=i: writer.parquet(str(here / f"parquet-{i}"))))  # type: ignore[misc]
+        writes.append(spent(functools.partial(writer.parquet, str(here / f"parquet-{i}"))))
     return builds[1:], writes[1:]
 
 

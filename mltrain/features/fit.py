@@ -1,6 +1,6 @@
 """Fitted transforms from statistics: pure, and total over what the plan admits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -175,8 +175,8 @@ def _plain(value: object) -> str | int:
     return value if isinstance(value, str) else int(value)  # type: ignore[call-overload]
 
 
-def _shown(values: object) -> str:
-    listed = [repr(value) for value in values]  # type: ignore[attr-defined]
+def _shown(values: Iterable[object]) -> str:
+    listed = [repr(value) for value in values]
     return (
         ", ".join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else "") or "nothing"
     )

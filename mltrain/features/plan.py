@@ -1,7 +1,7 @@
 """What a build does with a table's columns, decided from names and types alone, before a row is read."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -271,9 +271,9 @@ def _absent(name: str, schema: pa.Schema) -> str:
     return f"{quoted} IS NULL"
 
 
-def _complaint(check: object, name: str, kind: pa.DataType) -> list[str]:
+def _complaint(check: Callable[[str, pa.DataType], object], name: str, kind: pa.DataType) -> list[str]:
     try:
-        check(name, kind)  # type: ignore[operator]
+        check(name, kind)
     except TableError as error:
         return [str(error)]
     return []

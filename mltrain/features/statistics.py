@@ -172,12 +172,12 @@ class _Partial:
         read = batch.select([*self._wanted.columns, SAMPLE])
         train = read.filter(pc.equal(batch.column(SPLIT), self._train))
         for name in self._wanted.moments:
-            self._try(name, lambda name=name: self._add_numbers(name, train))  # type: ignore[misc]
+            self._try(name, self._add_numbers, name, train)
         if self._wanted.samples:
             self._sample_rows += int(pc.sum(train.column(SAMPLE)).as_py() or 0)
         for source in self._wanted.terms:
             rows = read if source.all_rows else train
-            self._try(source.column, lambda source=source, rows=rows: self._add_terms(source, rows))  # type: ignore[misc]
+            self._try(source.column, self._add_terms, source, rows)
             if self._terms[source.name].distinct > _FLUSH_TERMS:
                 yield self._terms[source.name].flush(source.name)
 
@@ -206,9 +206,9 @@ class _Partial:
             values = flatten(source.column, values)[0]
         self._terms[source.name].add(terms(source.column, values))
 
-    def _try(self, name: str, step: Callable[[], None]) -> None:
+    def _try(self, name: str, step: Callable[..., None], *arguments: object) -> None:
         try:
-            step()
+            step(*arguments)
         except TableError as error:
             # Every task reports what it finds first; the driver refuses the table with all of it.
             self._problems.setdefault(name, str(error))
