@@ -78,8 +78,9 @@ def make(path: Path, python: Python, horovod: Wheel | None) -> None:
     home = f"home = {Path(python.executable).parent}"
     if not settings.exists() or home not in settings.read_text().splitlines():
         run(command, "venv", "-q", "--clear", "--python", python.executable, path)
-    target = ("--python", path / "bin" / "python")
-    run(command, "pip", "sync", "-q", *target, "--require-hashes", LOCK)
+    # Compiled here: where PYTHONDONTWRITEBYTECODE is set, as in many images, every worker would compile torch as it starts.
+    flags = ("-q", "--python", path / "bin" / "python", "--compile-bytecode")
+    run(command, "pip", "sync", *flags, "--require-hashes", LOCK)
     wheels = [horovod.get(path, command)] if horovod else []
-    run(command, "pip", "install", "-q", *target, "--no-deps", "--no-build-isolation", *wheels, "-e", ROOT)
+    run(command, "pip", "install", *flags, "--no-deps", "--no-build-isolation", *wheels, "-e", ROOT)
     stamp.write_text(wanted)
