@@ -78,7 +78,7 @@ def make(path: Path, python: Python, horovod: Wheel | None) -> None:
     home = f"home = {Path(python.executable).parent}"
     if not settings.exists() or home not in settings.read_text().splitlines():
         run(command, "venv", "-q", "--clear", "--python", python.executable, path)
-    # Compiled here: where PYTHONDONTWRITEBYTECODE is set, as in many images, every worker would compile torch as it starts.
+    # Compiled here: with PYTHONDONTWRITEBYTECODE, as in many images, every worker would compile torch as it starts.
     flags = ("-q", "--python", path / "bin" / "python", "--compile-bytecode")
     run(command, "pip", "sync", *flags, "--require-hashes", LOCK)
     wheels = [horovod.get(path, command)] if horovod else []
