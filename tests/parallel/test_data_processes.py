@@ -69,8 +69,10 @@ def test_builders_that_race_for_one_dataset_all_succeed_with_one_manifest(tmp_pa
 
 def test_builders_of_different_datasets_leave_a_pointer_to_one_of_them(bucket: str) -> None:
     with processes(4) as pool:
-        digests = set(pool.map(build, [bucket] * 6, [0, 100, 200] * 2))
-    assert len(digests) == 3
+        found = set(pool.map(build, [bucket] * 6, [0, 100, 200] * 2))
+    # What a builder finds under the name may be another's.
+    digests = {meta.path.split("/")[1] for meta in open_store(bucket).list("shards") if "/manifest.json" in meta.path}
+    assert len(digests) == 3 and found <= digests
     opened = Dataset.open("made", root=bucket)
     assert opened.digest in digests and opened.provenance["digest"] == opened.digest
 
