@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +13,7 @@ import pyarrow as pa
 from mltrain.data.cache import NodeCache
 from mltrain.data.manifest import Manifest, manifest_path
 from mltrain.data.order import SequentialEpoch
-from mltrain.data.publish import build_path, read_manifest, read_pointer
+from mltrain.data.publish import read_manifest, read_pointer, read_record
 from mltrain.data.schema import Schema
 from mltrain.data.source import ShardSource
 from mltrain.data.verify import VerifyReport, verify
@@ -153,9 +152,8 @@ class Dataset:
     def provenance(self) -> dict[str, Any]:
         """The record of the build: Delta table and version, code, times. Empty if no build of this digest left one."""
         if self.build is not None:
-            found: dict[str, Any] = json.loads(self.store.get(build_path(self.build)))
-            return found
-        records = (json.loads(self.store.get(meta.path)) for meta in self.store.list("builds"))
+            return read_record(self.store, self.build)
+        records = (read_record(self.store, Path(meta.path).stem) for meta in self.store.list("builds"))
         return next((record for record in records if record.get("digest") == self.digest), {})
 
     @functools.cached_property

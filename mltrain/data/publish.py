@@ -5,6 +5,7 @@ manifest: one creates it, the others find it there and adopt it.
 """
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ from typing import Any, Self
 import pyarrow as pa
 
 from mltrain.data.manifest import Manifest, canonical_json
-from mltrain.data.shard import blob_path
-from mltrain.errors import BuildError, DamagedError
+from mltrain.data.shard import EncodedShard, blob_path
+from mltrain.data.verify import is_intact
+from mltrain.errors import BuildError, DamagedError, NotFoundError
 from mltrain.progress import Progress
 from mltrain.storage import ConflictError, Store
 from mltrain.storage.lease import Lease, fence, read_holder
@@ -26,6 +28,7 @@ COLLECTION = "shards/gc.json"
 _POINTER_ATTEMPTS = 100
 _CHECKS = 16
 _POLL_S = 0.2
+_BUILD_AGAIN = "build the dataset again to repair it"
 
 
 def pointer_path(name: str) -> str:
@@ -87,7 +90,8 @@ class Build:
         for path, buffer in blobs.items():
             self._root.put(path, memoryview(buffer))
         # Before the manifest: who dies in between leaves a record of nothing, not a dataset without a record.
-        self._lease.record({**provenance, "id": self._id, "name": self._name, "digest": manifest.digest})
+        record = {**provenance, "id": self._id, "name": self._name, "digest": manifest.digest}
+        self._lease.record(_sealed(record))
         self._check_shards(manifest)
         self._lease.check()
         stored = _put_manifest(self._root, manifest)
@@ -96,19 +100,24 @@ class Build:
 
     def _check_shards(self, manifest: Manifest) -> None:
         """The last look before the manifest: every shard is there, with its length."""
-
-        def missing(shard: int) -> str | None:
-            path = blob_path(manifest.index.blob_name(shard))
-            meta = self._root.head(path)
-            return None if meta and meta.size_bytes == manifest.index.size_bytes[shard] else path
-
-        with ThreadPoolExecutor(_CHECKS) as pool:
-            absent = [path for path in pool.map(missing, range(len(manifest.index))) if path]
-        if absent:
+        if absent := _absent_shards(self._root, manifest):
             raise BuildError(
                 f"{len(absent)} shards are not in storage, among them {self._root.join(absent[0])}: they were deleted "
                 "while this build was under way. Nothing was published; build again"
             )
+
+
+def put_shard(root: Store, shard: EncodedShard) -> None:
+    """Puts a shard where its content says.
+
+    One that is there already is read, and replaced where its bytes are not what its name says: so building again
+    repairs what is damaged. Reading it costs no more bytes than writing it would.
+    """
+    path, data = blob_path(shard.blob), memoryview(shard.buffer)
+    if not root.exists(path) and root.put_if_absent(path, data):
+        return
+    if not is_intact(root, shard.blob, shard.size_bytes):
+        root.put(path, data)
 
 
 def wait_for_collection(root: Store, progress: Progress) -> None:
@@ -136,7 +145,7 @@ def move_pointer(root: Store, name: str, digest: str, build_id: str) -> None:
     for attempt in range(_POINTER_ATTEMPTS):
         e_tag = root.get_with_tag(path)[1] if root.exists(path) else None
         try:
-            root.put_if_match(path, canonical_json(pointer), e_tag)
+            root.put_if_match(path, canonical_json(_sealed(pointer)), e_tag)
             return
         except ConflictError:
             # Each conflict means that another builder got through, so this ends.
@@ -148,10 +157,21 @@ def read_manifest(root: Store, path: str) -> Manifest:
     """Reads and checks a manifest and its index.
 
     Raises:
-        NotFoundError: there is none.
-        DamagedError: manifest or index does not match its checksum.
+        NotFoundError: there is no manifest.
+        DamagedError: manifest or index does not match its checksum, is that of another dataset, or the index is missing.
     """
-    return Manifest.from_bytes(root.get(path), root.get, root.join(path))
+    where = root.join(path)
+
+    def read_blob(blob: str) -> bytes:
+        try:
+            return root.get(blob)
+        except NotFoundError as error:
+            raise DamagedError(f"{root.join(blob)} is missing although {where} names it; {_BUILD_AGAIN}") from error
+
+    manifest = Manifest.from_bytes(root.get(path), read_blob, where)
+    if manifest.path != path:
+        raise DamagedError(f"{where} is the manifest of another dataset, {manifest.digest}; {_BUILD_AGAIN}")
+    return manifest
 
 
 def read_pointer(root: Store, name: str) -> dict[str, Any]:
@@ -159,16 +179,53 @@ def read_pointer(root: Store, name: str) -> dict[str, Any]:
 
     Raises:
         NotFoundError: no dataset has this name.
-        DamagedError: not a pointer.
+        DamagedError: not a pointer, or that of another name.
     """
-    path = pointer_path(name)
-    try:
-        pointer = json.loads(root.get(path))
-    except ValueError as error:
-        raise DamagedError(f"{root.join(path)} is not JSON: {error}; build the dataset again to repair it") from error
-    if not isinstance(pointer, dict) or not {"digest", "build"} <= pointer.keys():
-        raise DamagedError(f"{root.join(path)} does not name a dataset; build the dataset again to repair it")
+    pointer = _read_sealed(root, pointer_path(name))
+    if not {"digest", "build"} <= pointer.keys() or pointer.get("name") != name:
+        raise DamagedError(f"{root.join(pointer_path(name))} does not name this dataset; {_BUILD_AGAIN}")
     return pointer
+
+
+def read_record(root: Store, build_id: str) -> dict[str, Any]:
+    """What a build wrote of itself, without its lease; empty while it has not come so far.
+
+    Raises:
+        NotFoundError: there was no such build.
+        DamagedError: the record is not what was written.
+    """
+    return _read_sealed(root, build_path(build_id))
+
+
+def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data with its own checksum in it."""
+    return {**content, "checksum": _checksum(content)}
+
+
+def _read_sealed(root: Store, path: str) -> dict[str, Any]:
+    """What :func:`_sealed` made, checked; a lease beside it is left out.
+
+    Raises:
+        NotFoundError: there is no such object.
+        DamagedError: it is something else.
+    """
+    where = root.join(path)
+    try:
+        content = json.loads(root.get(path))
+    except ValueError as error:
+        raise DamagedError(f"{where} is not JSON: {error}; {_BUILD_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{where} is damaged: it is no JSON object; {_BUILD_AGAIN}")
+    content.pop("lease", None)
+    stated = content.pop("checksum", None)
+    if content and stated != _checksum(content):
+        raise DamagedError(f"{where} is damaged: its content does not hash to its checksum; {_BUILD_AGAIN}")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _put_manifest(root: Store, manifest: Manifest) -> Manifest:
@@ -176,7 +233,23 @@ def _put_manifest(root: Store, manifest: Manifest) -> Manifest:
     if root.put_if_absent(manifest.path, content):
         return manifest
     try:
-        return read_manifest(root, manifest.path)
+        stored = read_manifest(root, manifest.path)
+        # Equal rows in other files, from another version of Arrow: of use only while those files are there.
+        if stored.to_bytes() == content or not _absent_shards(root, stored):
+            return stored
     except DamagedError:
-        root.put(manifest.path, content)
-        return manifest
+        pass  # what follows repairs it
+    root.put(manifest.path, content)
+    return manifest
+
+
+def _absent_shards(root: Store, manifest: Manifest) -> list[str]:
+    """Paths of shards that are not in storage, or not in their length."""
+
+    def missing(shard: int) -> str | None:
+        path = blob_path(manifest.index.blob_name(shard))
+        meta = root.head(path)
+        return None if meta and meta.size_bytes == manifest.index.size_bytes[shard] else path
+
+    with ThreadPoolExecutor(_CHECKS) as pool:
+        return [path for path in pool.map(missing, range(len(manifest.index))) if path]

@@ -17,7 +17,7 @@ from mltrain.data.shard import Shard, blob_path, open_shard
 from mltrain.errors import DamagedError, StorageError
 from mltrain.storage import Store
 
-REPAIR = "Delete it where it is still there, and build the dataset again to repair it"
+REPAIR = "Build the dataset again to repair it"
 _OPEN_SHARDS = 2048
 _FETCHERS = 8
 _EVICTED_ATTEMPTS = 10

@@ -3,9 +3,11 @@
 import dataclasses
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import xxhash
 
 from mltrain.data import keys
 from mltrain.data.manifest import Manifest, ShardEntry, SplitEntry, compute_digest
@@ -14,6 +16,9 @@ from mltrain.data.shard import Shard, blob_path, checksum, content_digest, open_
 from mltrain.errors import DamagedError, NotFoundError
 from mltrain.storage import Store
 from mltrain.transforms.vocabulary import Vocabulary
+
+_PART_BYTES = 8 << 20
+_READERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +59,11 @@ def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | N
     _check_blob(store, manifest.statistics_blob.name, damaged)
     _check_vocabularies(store, manifest, damaged)
     rows = size_bytes = 0
-    with tempfile.TemporaryDirectory(prefix="mltrain-verify-") as folder:
+    # A file without a name: nothing of it stays if this process is killed.
+    with tempfile.TemporaryFile(prefix="mltrain-verify-") as file:
+        scratch = Path(f"/proc/self/fd/{file.fileno()}")
         for number, entry in enumerate(manifest.entries()):
-            fault = _fault(store, manifest.schema, entry, Path(folder) / "shard.arrow")
+            fault = _fault(store, manifest.schema, entry, scratch)
             size_bytes += entry.size_bytes
             if fault is None:
                 rows += entry.rows
@@ -69,6 +76,32 @@ def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | N
         if fault is not None:
             damaged[f"{manifest.path} ({split.name})"] = fault
     return VerifyReport(manifest.digest, len(manifest.index), rows, size_bytes, damaged)
+
+
+def is_intact(store: Store, blob: str, size_bytes: int) -> bool:
+    """Whether a shard, index or statistics blob is in storage, in its length and with the bytes that its name says."""
+    path, hasher = blob_path(blob), xxhash.xxh3_128()
+    meta = store.head(path)
+    if meta is None or meta.size_bytes != size_bytes:
+        return False
+    try:
+        for start in range(0, size_bytes, _PART_BYTES):
+            hasher.update(store.get_range(path, start, min(_PART_BYTES, size_bytes - start)))
+    except NotFoundError:
+        return False  # removed since
+    return hasher.hexdigest() == blob
+
+
+def all_intact(store: Store, manifest: Manifest) -> bool:
+    """Whether everything that a manifest names is in storage with the bytes that its name says; reads all of it."""
+    blobs = {entry.blob: entry.size_bytes for entry in manifest.entries()}
+    for blob in (manifest.index_blob, manifest.statistics_blob):
+        blobs[blob.name] = blob.size_bytes
+    with ThreadPoolExecutor(_READERS) as pool:
+        whole = all(pool.map(lambda item: is_intact(store, *item), blobs.items()))
+    damaged: dict[str, str] = {}
+    _check_vocabularies(store, manifest, damaged)
+    return whole and not damaged
 
 
 def _fault(store: Store, schema: Schema, entry: ShardEntry, scratch: Path) -> str | None:

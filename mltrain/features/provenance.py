@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +11,8 @@ import pyarrow as pa
 import mltrain
 from mltrain.config import DatasetFile, DatasetSpec, to_yaml
 from mltrain.data.manifest import Manifest, manifest_path
-from mltrain.data.publish import build_path, read_manifest, read_pointer
-from mltrain.data.shard import blob_path
+from mltrain.data.publish import read_manifest, read_pointer, read_record
+from mltrain.data.verify import all_intact
 from mltrain.errors import DamagedError, NotFoundError
 from mltrain.features.table import Source
 from mltrain.storage import Store
@@ -31,21 +30,18 @@ def recipe(spec: DatasetSpec, source: Source) -> str:
 
 
 def same_build(store: Store, name: str, wanted: str) -> Manifest | None:
-    """The dataset that ``name`` points at, if a build with this recipe made it and all of it is in storage."""
+    """The dataset that ``name`` points at, if a build with this recipe made it and all of it is in storage, whole.
+
+    Whoever builds again because something is damaged gets it repaired: so what is there is read, not believed.
+    """
     try:
         pointer = read_pointer(store, name)
-        record = json.loads(store.get(build_path(pointer["build"])))
-        if record.get("recipe") != wanted:
+        if read_record(store, pointer["build"]).get("recipe") != wanted:
             return None
         manifest = read_manifest(store, manifest_path(pointer["digest"]))
     except (NotFoundError, DamagedError):
         return None
-    stored = {meta.path: meta.size_bytes for meta in store.list("shards/blobs")}
-    blobs = {entry.blob: entry.size_bytes for entry in manifest.entries()}
-    blobs[manifest.statistics_blob.name] = manifest.statistics_blob.size_bytes
-    complete = all(stored.get(blob_path(blob)) == size for blob, size in blobs.items())
-    complete = complete and all(blob_path(blob) in stored for blob in _vocabulary_blobs(manifest.transforms))
-    return manifest if complete else None
+    return manifest if all_intact(store, manifest) else None
 
 
 def record(file: DatasetFile, source: Source, recipe: str, started: datetime, spark_version: str) -> dict[str, Any]:
@@ -59,10 +55,6 @@ def record(file: DatasetFile, source: Source, recipe: str, started: datetime, sp
         "code": {"mltrain": mltrain.__version__, "git": _git()},
         "engines": {"spark": spark_version, "pyarrow": pa.__version__},
     }
-
-
-def _vocabulary_blobs(transforms: Mapping[str, Any]) -> list[str]:
-    return [value["blob"] for value in transforms["vocabularies"].values() if "blob" in value]
 
 
 def _git() -> str | None:

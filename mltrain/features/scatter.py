@@ -31,8 +31,9 @@ from pyspark.sql.types import (
 from mltrain.data import keys
 from mltrain.data.layout import choose_buckets
 from mltrain.data.manifest import ShardEntry
+from mltrain.data.publish import put_shard
 from mltrain.data.schema import Matrix, Schema
-from mltrain.data.shard import EncodedShard, blob_path, pack_matrices, write_packed
+from mltrain.data.shard import EncodedShard, pack_matrices, write_packed
 from mltrain.errors import BuildError, TableError
 from mltrain.features.census import SPLIT
 from mltrain.features.problems import repeated_keys
@@ -170,13 +171,8 @@ class Encoder:
         return keys.duplicates(rows.select(list(self.identity)), rows.column(HASH).to_numpy().view(np.uint64))
 
     def store_shard(self, shard: EncodedShard) -> None:
-        """Puts a shard where its content says, unless it is there already."""
-        path, data = blob_path(shard.blob), memoryview(shard.buffer)
-        if self.store.put_if_absent(path, data):
-            return
-        there = self.store.head(path)
-        if there is None or there.size_bytes != shard.size_bytes:
-            self.store.put(path, data)
+        """Puts a shard where its content says, unless it is there, whole, already."""
+        put_shard(self.store, shard)
 
 
 def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[list[ShardEntry], list[str]]:

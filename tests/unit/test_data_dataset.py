@@ -1,20 +1,35 @@
 """Opening, describing, reading and verifying datasets; manifests and their damage."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mltrain.config import CacheConfig
-from mltrain.data import Build, Dataset, Manifest, NodeCache, ShardEntry, assemble
+from mltrain.data import (
+    Build,
+    Column,
+    Dataset,
+    Manifest,
+    NodeCache,
+    Schema,
+    ShardEntry,
+    assemble,
+    ipc,
+    write_shard,
+)
 from mltrain.data.dataset import Reference, parse_reference
 from mltrain.data.layout import choose_buckets, choose_lanes, choose_window
 from mltrain.data.manifest import decode_statistics
-from mltrain.data.shard import blob_path
+from mltrain.data.publish import put_shard
+from mltrain.data.shard import blob_path, checksum
 from mltrain.errors import DamagedError, NotFoundError, RequestError
 from mltrain.storage import open_store
 from mltrain.transforms.vocabulary import INLINE_LIMIT, Vocabulary
@@ -273,6 +288,69 @@ def test_a_damaged_pointer_says_so(tmp_path: Path) -> None:
     (tmp_path / "datasets/made.json").write_text("{")
     with pytest.raises(DamagedError, match="made.json is not JSON"):
         Dataset.open("made", root=tmp_path)
+
+
+def test_a_changed_letter_in_a_pointer_or_a_record_is_found(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path, rows=100, shards=1)
+    record = tmp_path / f"builds/{made.build}.json"
+    record.write_text(record.read_text().replace("tests.support", "tests.suqport"))
+    with pytest.raises(DamagedError, match=rf"builds/{made.build}.json is damaged"):
+        _ = Dataset.open("made", root=tmp_path).provenance
+    pointer = tmp_path / "datasets/made.json"
+    shutil.copy(pointer, tmp_path / "datasets/other.json")
+    with pytest.raises(DamagedError, match="other.json does not name this dataset"):
+        Dataset.open("other", root=tmp_path)
+    pointer.write_text(pointer.read_text().replace(made.digest[:8], "01234567"))
+    with pytest.raises(DamagedError, match=r"datasets/made.json is damaged"):
+        Dataset.open("made", root=tmp_path)
+
+
+def test_a_manifest_in_anothers_place_and_a_missing_index_are_damage(tmp_path: Path) -> None:
+    first, second = (make_dataset(tmp_path, rows=100, shards=1, seed=seed) for seed in (1, 2))
+    (tmp_path / blob_path(first.manifest.index_blob.name)).unlink()
+    with pytest.raises(DamagedError, match=f"{first.manifest.index_blob.name}.arrow is missing although"):
+        Dataset.open(first.digest, root=tmp_path)
+    shutil.copy(tmp_path / second.manifest.path, tmp_path / first.manifest.path)
+    with pytest.raises(DamagedError, match=f"{first.digest}/manifest.json is the manifest of another dataset"):
+        Dataset.open(first.digest, root=tmp_path)
+
+
+def test_a_shard_that_is_there_already_is_read_and_replaced_where_it_is_damaged(tmp_path: Path) -> None:
+    store, columns = open_store(tmp_path), Schema((Column("id", "key", "carried", "int64"),), ("id",))
+    shard = write_shard({"id": np.arange(100)}, columns)
+    file = tmp_path / blob_path(shard.blob)
+    put_shard(store, shard)
+    first = file.stat()
+    put_shard(store, shard)
+    assert file.stat().st_ino == first.st_ino
+    for damaged in (flipped(bytes(shard.buffer)), bytes(shard.buffer)[:-1], b""):
+        file.write_bytes(damaged)
+        put_shard(store, shard)
+        assert file.read_bytes() == bytes(shard.buffer)
+
+
+def flipped(raw: bytes) -> bytes:
+    return raw[:300] + bytes([raw[300] ^ 1]) + raw[301:]
+
+
+def test_an_equal_manifest_whose_files_are_gone_is_replaced(tmp_path: Path) -> None:
+    """Another version of Arrow may have written other files of the same rows."""
+    store, columns = open_store(tmp_path), Schema((Column("id", "key", "carried", "int64"),), ("id",))
+    shard = write_shard({"id": np.arange(100)}, columns)
+    batch, sink = ipc.decode(shard.buffer), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    packed = sink.getvalue()
+    other = dataclasses.replace(shard, buffer=packed, blob=checksum(packed))
+    for number, (written, gone) in enumerate([(other, None), (shard, None), (shard, other)]):
+        if gone is not None:
+            store.delete(blob_path(gone.blob))
+        put_shard(store, written)
+        entry = ShardEntry.of(written, split="train", increment=0, bucket=0)
+        with Build.start(store, "made", f"build-{number}") as build:
+            stored = build.publish(*assemble(columns, {}, ("train",), [entry]), {})
+        assert stored.index.blob_name(0) == (other if number < 2 else shard).blob
+        assert Dataset.open("made", root=tmp_path).verify().ok
 
 
 def test_publishing_moves_the_pointer_and_keeps_what_was(tmp_path: Path) -> None:
