@@ -98,6 +98,8 @@ class SplitEntry:
         lanes: C of the order function.
         window: K of the order function, in shard fragments.
         statistics: per column, over the split.
+        buckets: by increment, into how many buckets it scattered its rows (some may be empty); nothing where shards
+            are not buckets of key hashes: such a dataset cannot grow.
     """
 
     name: str
@@ -107,6 +109,7 @@ class SplitEntry:
     lanes: int
     window: int
     statistics: ShardStatistics
+    buckets: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -119,7 +122,8 @@ class SplitEntry:
     def from_json(cls, data: Mapping[str, Any]) -> "SplitEntry":
         """The inverse of :meth:`to_json`."""
         statistics = {name: ColumnStatistics.from_json(s) for name, s in data["statistics"].items()}
-        return cls(**{**data, "multiset": int(data["multiset"], 16), "statistics": statistics})
+        buckets = tuple(data.get("buckets", ()))
+        return cls(**{**data, "multiset": int(data["multiset"], 16), "statistics": statistics, "buckets": buckets})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +252,12 @@ def canonical_json(data: Any) -> bytes:
 
 
 def assemble(
-    schema: Schema, transforms: Mapping[str, Any], split_names: Sequence[str], shards: Iterable[ShardEntry]
+    schema: Schema,
+    transforms: Mapping[str, Any],
+    split_names: Sequence[str],
+    shards: Iterable[ShardEntry],
+    *,
+    buckets: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Manifest, dict[str, pa.Buffer]]:
     """A manifest from the shards of a build, in any order, each with its statistics.
 
@@ -257,6 +266,7 @@ def assemble(
         transforms: fitted transforms as plain data; part of the digest.
         split_names: the splits in canonical order.
         shards: all shards; empty ones are left out.
+        buckets: for each split, buckets by increment, of a dataset that can grow.
 
     Returns:
         The manifest, and path to content of the blobs that go to storage before it.
@@ -270,7 +280,12 @@ def assemble(
     if len(set(places)) != len(places):
         repeated = sorted({place for place in places if places.count(place) > 1})
         raise ValueError(f"more than one shard for (split, increment, bucket) {repeated[:3]}")
-    splits = tuple(_split_entry(schema, name, [e for e in entries if e.split == name]) for name in split_names)
+    splits = tuple(
+        dataclasses.replace(
+            _split_entry(schema, name, [e for e in entries if e.split == name]), buckets=(buckets or {}).get(name, ())
+        )
+        for name in split_names
+    )
     index = _index(entries, order)
     index_buffer, statistics_buffer = index.to_buffer(), _encode_statistics(entries)
     manifest = Manifest(

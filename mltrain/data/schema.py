@@ -16,6 +16,9 @@ Role = Literal["feature", "label", "weight", "key", "keep"]
 MATRIX_DTYPES = ("float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 RAGGED_KIND = "id_list"
 
+FINGERPRINT = "__mltrain_fingerprint"
+"""What rows bring along besides the schema's columns where it has fingerprints: a hash (int64) of the source row."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -103,10 +106,13 @@ class Schema:
     Attributes:
         columns: all columns.
         key: names of the key columns; empty when the whole row stands in.
+        fingerprints: shards keep a hash of each source row (:data:`FINGERPRINT`), by which growth tells what changed.
+            It is no column: nobody but growth reads it, and no digest of content covers it.
     """
 
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
+    fingerprints: bool = False
 
     def __post_init__(self) -> None:
         counts = collections.Counter(column.name for column in self.columns)
@@ -140,7 +146,9 @@ class Schema:
         unknown = sorted(wanted - {column.name for column in self.columns})
         if unknown:
             raise RequestError(f"the dataset has no column {unknown[0]!r}; it has {[c.name for c in self.columns]}")
-        return Schema(tuple(c for c in self.columns if c.role != "feature" or c.name in wanted), self.key)
+        return dataclasses.replace(
+            self, columns=tuple(c for c in self.columns if c.role != "feature" or c.name in wanted)
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
@@ -194,14 +202,15 @@ class Schema:
         return {column.name: column for column in self.columns}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"columns": self.columns, "key": self.key}
+        return {"columns": self.columns, "key": self.key, "fingerprints": self.fingerprints}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, equal for equal schemas."""
-        return {"columns": [column.to_json() for column in self.columns], "key": list(self.key)}
+        data: dict[str, Any] = {"columns": [column.to_json() for column in self.columns], "key": list(self.key)}
+        return {**data, "fingerprints": True} if self.fingerprints else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Schema":
@@ -211,7 +220,8 @@ class Schema:
             DamagedError: not a schema.
         """
         try:
-            return cls(tuple(Column.from_json(column) for column in data["columns"]), tuple(data["key"]))
+            columns = tuple(Column.from_json(column) for column in data["columns"])
+            return cls(columns, tuple(data["key"]), data.get("fingerprints", False))
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"not a dataset schema: {error}") from error
 

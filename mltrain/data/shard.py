@@ -1,7 +1,8 @@
 """Shards: Arrow IPC files of one record batch, packed for gathering and mapped without a copy.
 
 Columns of one dtype lie side by side in one row-major matrix (``matrix/<dtype>``, a FixedSizeList), features first.
-Ragged columns are Arrow lists, that is offsets and values. Carried columns are plain Arrow columns. Two numbers name
+Ragged columns are Arrow lists, that is offsets and values. Carried columns are plain Arrow columns, and so is the
+fingerprint of each row, where the schema has them. Two numbers name
 a shard: its *blob*, the xxh3-128 of the file's bytes, is its name in storage and what a reader checks; its *digest*,
 a SHA-256 of the logical content, is what the dataset's digest covers, and does not change with Arrow's padding or
 metadata.
@@ -21,13 +22,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from mltrain.data import ipc, keys
-from mltrain.data.schema import Column, Schema, arrow_type
+from mltrain.data.schema import FINGERPRINT, Column, Schema, arrow_type
 from mltrain.data.statistics import ShardStatistics, describe
 from mltrain.errors import DamagedError
 
 Columns: TypeAlias = pa.Table | pa.RecordBatch | Mapping[str, Any]
 
 _VERIFY_CHUNK_BYTES = 8 << 20
+FINGERPRINT_FIELD = pa.field("fingerprint", pa.int64(), nullable=False)
+_FINGERPRINTS = Column(FINGERPRINT, "keep", "carried", "int64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ def write_shard(columns: Columns, schema: Schema, *, identity: pa.Table | pa.Rec
     Args:
         columns: name to values for every column of ``schema``: Arrow arrays or numpy arrays; ``[rows, width]`` or
             FixedSizeList for wide columns, Arrow lists for ragged ones. Only carried columns may hold nulls.
+            :data:`~mltrain.data.schema.FINGERPRINT` too, where the schema has fingerprints.
         schema: what the columns are.
         identity: what the multiset hash counts; by default the key columns. Required when the schema has no key.
 
@@ -110,7 +114,7 @@ def write_packed(
 
     Args:
         matrices: from :func:`pack_matrices`; rows in the shard's order.
-        others: ragged and carried columns by name.
+        others: ragged and carried columns by name, and the fingerprints where the schema has them.
         schema: what the columns are.
         identity: what the multiset hash counts; by default the key columns.
 
@@ -118,6 +122,8 @@ def write_packed(
         ValueError: a column is missing, has nulls, or another length or type than the schema says.
     """
     arrays = {column.name: _array(others, column) for column in (*schema.ragged, *schema.carried)}
+    if schema.fingerprints:
+        arrays[FINGERPRINT] = _array(others, _FINGERPRINTS)
     rows = _rows({**{f"matrix {dtype}": matrix for dtype, matrix in matrices.items()}, **arrays})
     if identity is None:
         if not schema.key:
@@ -173,6 +179,10 @@ class Shard:
     def carried(self, name: str) -> pa.Array:
         """A key or kept column."""
         return self.batch.column(f"carried/{name}")
+
+    def fingerprints(self) -> pa.Array:
+        """The fingerprint of each row, int64; only where the schema has them."""
+        return self.batch.column(FINGERPRINT_FIELD.name)
 
     def table(self, names: tuple[str, ...]) -> pa.Table:
         """Columns by name as plain Arrow columns (a copy of what matrices pack)."""
@@ -243,7 +253,7 @@ def arrow_schema(schema: Schema) -> pa.Schema:
         items = pa.list_(pa.field("item", _stored(column.dtype), nullable=False))
         fields.append(pa.field(f"ragged/{column.name}", items, nullable=False))
     fields.extend(pa.field(f"carried/{column.name}", arrow_type(column.dtype)) for column in schema.carried)
-    return pa.schema(fields)
+    return pa.schema([*fields, FINGERPRINT_FIELD] if schema.fingerprints else fields)
 
 
 def content_digest(batch: pa.RecordBatch, schema: Schema) -> str:
@@ -359,8 +369,10 @@ def _record_batch(
     stored: list[pa.Array] = []
     target = arrow_schema(schema)
     for field in target:
-        group, name = field.name.split("/", 1)
-        if group == "matrix":
+        group, _, name = field.name.partition("/")
+        if field.name == FINGERPRINT_FIELD.name:
+            stored.append(arrays[FINGERPRINT])
+        elif group == "matrix":
             flat = matrices[name].reshape(-1)
             values = pa.array(flat.view(np.uint8) if name == "bool" else flat)
             stored.append(pa.FixedSizeListArray.from_arrays(values, type=field.type))
