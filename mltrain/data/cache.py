@@ -116,7 +116,9 @@ class NodeCache:
                 yield None
                 return
             try:
-                os.ftruncate(descriptor, 0)  # what a fetcher that died had reserved
+                # What a fetcher that died had reserved and written.
+                os.ftruncate(descriptor, 0)
+                lock.with_suffix(".part").unlink(missing_ok=True)
                 yield descriptor
             finally:
                 # Still locked: whoever waits sees that the name is gone, and starts again.
@@ -137,13 +139,14 @@ class NodeCache:
             False when other downloads under way take the room; they will end.
         """
         with self._exclusive():
+            self._remove_stale(claim)
             entries = sorted(self._entries(), key=lambda entry: entry[2])
             over_budget = sum(size for _, size, _ in entries) + size_bytes - self.budget_bytes
             excess = max(over_budget, size_bytes - shutil.disk_usage(self.path).free)
             for file, size, _ in entries:
                 if excess <= 0:
                     break
-                if file.suffix == ".arrow" or _remove_if_stale(file):
+                if file.suffix == ".arrow":
                     file.unlink(missing_ok=True)
                     excess -= size
                     over_budget -= size
@@ -151,6 +154,12 @@ class NodeCache:
                 return False
             os.ftruncate(claim, size_bytes)
             return True
+
+    def _remove_stale(self, mine: int) -> None:
+        """Removes reservations and partial downloads of fetchers that died; there are as many as fetchers, at most."""
+        for lock in self.path.glob("??/*.lock"):
+            if not _same_file(mine, lock):
+                _remove_if_stale(lock)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -241,18 +250,17 @@ def _same_file(descriptor: int, path: Path) -> bool:
     return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
 
-def _remove_if_stale(lock: Path) -> bool:
-    """Removes the reservation and the partial download of a fetcher that died; False if it lives."""
+def _remove_if_stale(lock: Path) -> None:
+    """Removes the reservation and the partial download of a fetcher, unless it lives."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return True
+        return
     try:
-        if not _try_lock(descriptor):
-            return False
-        lock.with_suffix(".part").unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)
-        return True
+        # Another one may have removed it, and a third made it anew, since it was opened.
+        if _try_lock(descriptor) and _same_file(descriptor, lock):
+            lock.with_suffix(".part").unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

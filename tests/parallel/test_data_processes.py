@@ -156,14 +156,27 @@ def test_a_killed_fetcher_leaves_no_lock_and_nothing_to_trust(dataset: Dataset, 
     assert not list(tmp_path.rglob("*.part")) + list(tmp_path.glob("??/*.lock"))
 
 
-def test_what_a_killed_fetcher_reserved_is_reclaimed(dataset: Dataset, tmp_path: Path) -> None:
+def test_what_a_killed_fetcher_left_goes_with_the_next_download(dataset: Dataset, tmp_path: Path) -> None:
     (first, size_first), (second, size_second) = blobs(dataset)[:2]
     fetcher = start_stuck_fetcher(dataset, tmp_path, first, size_first)
     fetcher.send_signal(signal.SIGKILL)
     fetcher.wait()
-    node = NodeCache(tmp_path, size_second + size_first // 2)
-    node.fetch(dataset.store, blob_path(second), blob=second, size_bytes=size_second)
+    assert NodeCache(tmp_path).used_bytes() >= size_first
+    NodeCache(tmp_path).fetch(dataset.store, blob_path(second), blob=second, size_bytes=size_second)
     assert [file.stem for file in tmp_path.glob("??/*")] == [second]
+
+
+def test_who_gives_up_where_a_killed_fetcher_was_leaves_nothing_either(dataset: Dataset, tmp_path: Path) -> None:
+    (dead, size_dead), (alive, size_alive) = blobs(dataset)[:2]
+    fetchers = [start_stuck_fetcher(dataset, tmp_path, *blob) for blob in ((dead, size_dead), (alive, size_alive))]
+    fetchers[0].kill()
+    fetchers[0].wait()
+    node = NodeCache(tmp_path, size_alive + size_dead // 2)  # no room beside the one that lives
+    with pytest.raises(InterruptedError):
+        node.fetch(dataset.store, blob_path(dead), blob=dead, size_bytes=size_dead, cancelled=lambda: True)
+    fetchers[1].kill()
+    fetchers[1].wait()
+    assert {file.stem for file in tmp_path.glob("??/*")} == {alive}
 
 
 def test_a_download_that_is_damaged_twice_is_named(dataset: Dataset, tmp_path: Path) -> None:
