@@ -255,10 +255,12 @@ def test_damage_in_storage_ends_the_loader_with_the_shards_name(bucket: str, tmp
         list(Loader(remote, "train", global_batch_size=BATCH))
 
 
-def test_torch_is_imported_only_when_a_loader_is_made(dataset: Dataset) -> None:
+def test_torch_is_imported_only_when_a_loader_is_made_and_pandas_where_it_is_asked_for(dataset: Dataset) -> None:
     script = (
         "import sys, mltrain.data\n"
         f"ds = mltrain.data.Dataset.open({dataset.uri!r})\n"
+        "assert 'pandas' not in sys.modules\n"
+        "assert 'pandas' not in sys.modules\n"
         "ds.to_pandas('train', rows=5); ds.summary()\n"
         "assert not {'torch', 'ray', 'pyspark', 'horovod'} & set(sys.modules), sorted(sys.modules)\n"
         "next(iter(mltrain.data.Loader(ds, 'train', global_batch_size=10)))\n"

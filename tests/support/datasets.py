@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mltrain.data import Build, Column, Dataset, Schema, ShardEntry, assemble, keys, write_shard
-from mltrain.data.shard import blob_path
+from mltrain.data.publish import put_shard
 from mltrain.storage import open_store
 
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -119,7 +119,7 @@ def make_dataset(
         mine = mine[np.argsort(hashes[mine], kind="stable")]
         for bucket, part in enumerate(np.array_split(mine, shards if number == 0 else 1)):
             shard = write_shard(make_rows(schema, part, seed), schema)
-            store.put(blob_path(shard.blob), memoryview(shard.buffer))
+            put_shard(store, shard)
             entries.append(ShardEntry.of(shard, split=split, increment=0, bucket=bucket))
     manifest, blobs = assemble(schema, transforms or {}, tuple(splits), entries)
     build_id = f"{name}-{uuid.uuid4().hex[:8]}"
