@@ -1,23 +1,24 @@
 """Models of a dataset file: from which table, which columns are what, and which rows are in which split."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from mltrain.config.strict import Column, Name, NaturalInt, PositiveFraction, PositiveInt, Seed, Strict
 from mltrain.config.surroundings import CacheConfig, StorageConfig
 
 LabelType = Literal["binary", "multiclass", "multilabel", "regression"]
 FeatureType = Literal["numeric", "categorical", "hashed", "id_list", "vector"]
+Missing = Literal["impute", "indicator", "refuse"]
 Class = bool | int | float | str
 
 OPTIONS: Mapping[FeatureType, tuple[str, ...]] = {
-    "numeric": ("impute", "scale"),
-    "categorical": ("min_count", "max_size", "vocabulary"),
-    "hashed": ("buckets",),
-    "id_list": ("min_count", "max_size", "vocabulary", "max_length"),
-    "vector": ("size",),
+    "numeric": ("impute", "scale", "decimal_scale", "missing"),
+    "categorical": ("min_count", "max_size", "vocabulary", "missing"),
+    "hashed": ("buckets", "missing"),
+    "id_list": ("min_count", "max_size", "vocabulary", "max_length", "missing"),
+    "vector": ("size", "missing"),
 }
 
 
@@ -46,13 +47,23 @@ class LabelSpec(Strict):
         return self
 
 
+# An id is an int32, and that of a decimal's unit has room for the digits of any decimal.
+Buckets = Annotated[int, Field(ge=2, le=2**31)]
+DecimalScale = Annotated[int, Field(ge=0, le=38)]
+
+
 class NumericDefaults(Strict):
     """For numeric features that do not say it themselves."""
 
-    impute: Literal["median", "mean", "zero"] | float = "median"
+    impute: Literal["median", "mean", "zero"] | FiniteFloat = "median"
     """What stands in for a missing value."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """How values are scaled, by statistics of the train split."""
+    decimal_scale: DecimalScale | None = None
+    """How many digits after the point of a decimal column count: it becomes whole units, of 0.01 for 2. Without it \
+decimals are refused."""
+    missing: Missing = "impute"
+    """Rows without a value: `impute`, `indicator` (impute, and say so in a feature of its own) or `refuse`."""
 
 
 class CategoricalDefaults(Strict):
@@ -62,13 +73,17 @@ class CategoricalDefaults(Strict):
     """Rarer values of the train split are treated as unseen."""
     max_size: PositiveInt = 1_000_000
     """At most this many values, the most frequent ones, get an id."""
+    missing: Missing = "impute"
+    """Rows without a value: `impute` gives id 0, as to the unseen; `indicator`, `refuse` as for numeric features."""
 
 
 class HashedDefaults(Strict):
     """For hashed features that do not say it themselves."""
 
-    buckets: int = Field(default=262_144, ge=2)
+    buckets: Buckets = 262_144
     """Ids are below this; 0 is missing."""
+    missing: Missing = "impute"
+    """Rows without a value: `impute` gives id 0; `indicator`, `refuse` as for numeric features."""
 
 
 class IdListDefaults(Strict):
@@ -80,6 +95,15 @@ class IdListDefaults(Strict):
     """At most this many ids, the most frequent ones, are kept apart."""
     max_length: PositiveInt = 100
     """Longer lists keep their last ids."""
+    missing: Missing = "impute"
+    """Rows without a list: `impute` gives an empty one; `indicator`, `refuse` as for numeric features."""
+
+
+class VectorDefaults(Strict):
+    """For vector features that do not say it themselves."""
+
+    missing: Missing = "refuse"
+    """Rows without a vector: `impute` gives zeros; `indicator`, `refuse` as for numeric features."""
 
 
 class FeatureDefaults(Strict):
@@ -93,6 +117,8 @@ class FeatureDefaults(Strict):
     """For hashed features."""
     id_list: IdListDefaults = IdListDefaults()
     """For id_list features."""
+    vector: VectorDefaults = VectorDefaults()
+    """For vector features."""
 
 
 class FeatureSpec(Strict):
@@ -102,22 +128,28 @@ class FeatureSpec(Strict):
     """Inferred from the column where it is not given."""
     drop: bool = False
     """Not a feature."""
-    impute: Literal["median", "mean", "zero"] | float | None = None
+    impute: Literal["median", "mean", "zero"] | FiniteFloat | None = None
     """numeric: what stands in for a missing value."""
     scale: Literal["standard", "minmax", "none"] | None = None
     """numeric: how values are scaled."""
+    decimal_scale: DecimalScale | None = None
+    """numeric, of decimal columns: how many digits after the point count; the feature counts whole units, of 0.01 \
+for 2."""
     min_count: PositiveInt | None = None
     """categorical, id_list: rarer values are treated as unseen."""
     max_size: PositiveInt | None = None
     """categorical, id_list: at most this many values get an id."""
     vocabulary: Name | None = None
     """categorical, id_list: the name of a vocabulary that several features share."""
-    buckets: int | None = Field(default=None, ge=2)
+    buckets: Buckets | None = None
     """hashed: ids are below this."""
     max_length: PositiveInt | None = None
     """id_list: longer lists keep their last ids."""
     size: PositiveInt | None = None
     """vector: how many numbers; needed where the column's type does not say it."""
+    missing: Missing | None = None
+    """What becomes of rows without a value (null or NaN): `impute` puts something in its place, `indicator` does so \
+and adds the feature `<column>__missing` of 0 and 1, `refuse` fails the build."""
 
     @model_validator(mode="after")
     def _fits_type(self) -> Self:
@@ -127,6 +159,8 @@ class FeatureSpec(Strict):
             raise ValueError(f"{' and '.join(foreign)} do not go with type {self.type}; it takes {allowed}")
         if not any(set(given) <= set(options) for options in OPTIONS.values()):
             raise ValueError(f"{' and '.join(given)} go with no one feature type")
+        if self.missing == "refuse" and self.impute is not None:
+            raise ValueError("missing: refuse leaves nothing to impute; take one of them out")
         if self.drop and (given or self.type is not None):
             raise ValueError("drop: true goes with no other option")
         return self
@@ -135,7 +169,7 @@ class FeatureSpec(Strict):
         """The options that are set, without ``type`` and ``drop``."""
         return {
             name: value
-            for name in ("impute", "scale", "min_count", "max_size", "vocabulary", "buckets", "max_length", "size")
+            for name in dict.fromkeys(option for options in OPTIONS.values() for option in options)
             if (value := getattr(self, name)) is not None
         }
 

@@ -8,10 +8,11 @@ column                                                feature
 bool, integers, floats, dates, timestamps             numeric (dates as days, timestamps as seconds since 1970)
 string                                                categorical
 list of integers or strings                           id_list
-list of floats                                        vector (lists of any length need ``size``)
+list of floats, or of bools                           vector (lists of any length need ``size``)
 ====================================================  ===========
 
-A decimal counts as numeric too, and the build refuses it with advice: it is not rounded unasked.
+A decimal counts as numeric too: in whole units of its ``decimal_scale``. Without one the build refuses it with advice:
+it is not rounded unasked.
 An option that only another type takes chooses that type: an integer column with ``vocabulary`` is categorical.
 Whether a column is dropped is up to the last pattern that matches it.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mltrain.config.dataset import OPTIONS, DatasetSpec, FeatureDefaults, FeatureSpec, FeatureType
+from mltrain.config.dataset import OPTIONS, DatasetSpec, FeatureSpec, FeatureType, Missing
 from mltrain.errors import TableError
 
 
@@ -42,6 +43,8 @@ class ResolvedFeature:
     buckets: int | None = None
     max_length: int | None = None
     size: int | None = None
+    decimal_scale: int | None = None
+    missing: Missing = "impute"
 
 
 def reserved(spec: DatasetSpec) -> dict[str, str]:
@@ -114,17 +117,23 @@ def _feature(spec: DatasetSpec, name: str, arrow_type: pa.DataType, merged: Mapp
     named = spec.features[name].options() if name in spec.features else {}
     kind = merged.get("type") or _infer(name, arrow_type, {*named, *(_TELLING & options.keys())})
     if not _suits(kind, arrow_type):
+        cast = "cast it to string or bigint in the table, " if pa.types.is_decimal(arrow_type) else ""
         raise TableError(
             f"column {name!r} has type {arrow_type}, which no {kind} feature can have; "
-            f"set dataset.features.{name}.type, or drop it with {{drop: true}}"
+            f"{cast}set dataset.features.{name}.type, or drop it with {{drop: true}}"
         )
-    if foreign := [key for key in named if key not in OPTIONS[kind]]:
+    decimal = pa.types.is_decimal(arrow_type)
+    if foreign := [key for key in named if key not in OPTIONS[kind] or (key == "decimal_scale" and not decimal)]:
         raise TableError(
             f"column {name!r} has type {arrow_type} and is {kind}, which takes no "
             f"{' and no '.join(foreign)}; set dataset.features.{name}.type, or take that out"
         )
-    defaults = getattr(spec.defaults, kind).model_dump() if kind in FeatureDefaults.model_fields else {}
-    own = {**defaults, **{key: value for key, value in options.items() if key in OPTIONS[kind]}}
+    own = {
+        **getattr(spec.defaults, kind).model_dump(),
+        **{key: value for key, value in options.items() if key in OPTIONS[kind]},
+    }
+    if not decimal:
+        own.pop("decimal_scale", None)
     if kind == "vector":
         own["size"] = _vector_size(name, arrow_type, own.get("size"))
     return ResolvedFeature(name, kind, **own)
@@ -159,7 +168,7 @@ def _suits(kind: FeatureType, arrow_type: pa.DataType) -> bool:
         return False
     value = arrow_type.value_type
     if kind == "vector":
-        return bool(types.is_floating(value))
+        return bool(types.is_floating(value) or types.is_integer(value) or types.is_boolean(value))
     return bool(types.is_integer(value) or types.is_string(value) or types.is_large_string(value))
 
 

@@ -1,25 +1,27 @@
 """What a build does with a table's columns, decided from names and types alone, before a row is read."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from mltrain.config import DatasetSpec, LabelSpec, ResolvedFeature, resolve_features
 from mltrain.data import keys
+from mltrain.data.schema import arrow_type
 from mltrain.errors import TableError
 from mltrain.features.census import Check
 from mltrain.features.sql import column
 from mltrain.features.statistics import TermSource, Wanted
-from mltrain.transforms.numbers import is_numeric
+from mltrain.transforms import Indicator
+from mltrain.transforms.numbers import is_numeric, unit
 from mltrain.transforms.vocabulary import is_vocabulary_type
 
 NUMBER = "__mltrain_number"
 """Numbers equal rows of a table without a key, from 0."""
 RESERVED = "__mltrain_"
 
-_DECIMAL_ADVICE = "cast it to double in the table if rounding is fine, or to integer units"
+_DECIMAL_ADVICE = "cast it to double in the table if rounding is fine, or to bigint in whole units"
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Plan:
     def wanted(self) -> Wanted:
         """The statistics that fitting needs."""
         numeric = {name: spec for name, spec in self.features.items() if spec.type == "numeric"}
-        fitted = [n for n, s in numeric.items() if s.scale != "none" or s.impute in ("mean", "median")]
+        filled = {name: spec.impute for name, spec in numeric.items() if spec.missing != "refuse"}
+        fitted = [n for n, s in numeric.items() if s.scale != "none" or filled.get(n) in ("mean", "median")]
         return Wanted(
             identity=self.identity,
             checks=self.checks,
             moments=tuple(fitted),
-            samples=tuple(name for name, spec in numeric.items() if spec.impute == "median"),
+            samples=tuple(name for name, impute in filled.items() if impute == "median"),
+            decimal_scales={n: s.decimal_scale for n, s in numeric.items() if s.decimal_scale is not None},
             terms=(*self._vocabulary_terms(), *self._label_terms()),
         )
 
@@ -122,7 +126,7 @@ def plan(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str]) ->
         labels=spec.all_labels,
         weight=spec.weight,
         carried=(*spec.key, *spec.keep),
-        checks=tuple(_checks(spec, schema)),
+        checks=tuple(_checks(spec, features, schema)),
     )
     return made, problems
 
@@ -155,12 +159,18 @@ def _types(spec: DatasetSpec, features: Mapping[str, ResolvedFeature], schema: p
         kind = schema.field(name).type
         if problem := _feature_problem(feature, kind):
             yield f"column {name!r} has type {kind}: {problem}, or drop it (features: {{{name}: {{drop: true}}}})"
+    for name in spec.keep:
+        if carried_type(schema.field(name).type) is None:
+            yield (
+                f"kept column {name!r} has type {schema.field(name).type}, which shards cannot hold: take it out of "
+                "dataset.keep, or keep its parts, or its text (to_json), as columns of the table"
+            )
     for task, label in spec.all_labels.items():
         kind = schema.field(label.column).type
         if problem := _label_problem(label, kind):
             yield f"label {task!r}: column {label.column!r} has type {kind}: {problem}"
-    if spec.weight and not is_numeric(schema.field(spec.weight).type):
-        yield f"weight {spec.weight!r} has type {schema.field(spec.weight).type}: a weight is a number"
+    if spec.weight and (problem := _weight_problem(schema.field(spec.weight).type)):
+        yield f"weight {spec.weight!r} has type {schema.field(spec.weight).type}: {problem}"
     if spec.split.column:
         yield from _split_problems(spec, schema.field(spec.split.column).type)
     yield from _shared_vocabularies(features, schema)
@@ -168,8 +178,13 @@ def _types(spec: DatasetSpec, features: Mapping[str, ResolvedFeature], schema: p
 
 def _feature_problem(feature: ResolvedFeature, kind: pa.DataType) -> str | None:
     if feature.type == "numeric":
+        if pa.types.is_decimal(kind) and feature.decimal_scale is None:
+            return (
+                f"decimals are not rounded silently: count whole units of {unit(kind.scale)} "
+                f"(features: {{{feature.name}: {{decimal_scale: {kind.scale}}}}}), or {_DECIMAL_ADVICE}"
+            )
         if pa.types.is_decimal(kind):
-            return f"decimals are not rounded silently: {_DECIMAL_ADVICE}"
+            return None
         return None if is_numeric(kind) else "a numeric feature is a number, bool, date or timestamp"
     if feature.type in ("categorical", "hashed"):
         return None if is_vocabulary_type(kind) else f"a {feature.type} feature holds strings, integers, bools or dates"
@@ -178,17 +193,30 @@ def _feature_problem(feature: ResolvedFeature, kind: pa.DataType) -> str | None:
     if feature.type == "id_list":
         return None if is_vocabulary_type(kind.value_type) else "an id_list holds strings or integers"
     if not is_numeric(kind.value_type):
-        return "a vector holds numbers"
+        return "a vector holds numbers; cast it to array<double> in the table"
     return None if feature.size else "a vector needs its size (features: {…: {type: vector, size: N}})"
 
 
 def _label_problem(label: LabelSpec, kind: pa.DataType) -> str | None:
     if label.type == "regression":
-        return None if is_numeric(kind) else f"a regression label is a number; {_DECIMAL_ADVICE}"
+        return None if is_numeric(kind) else f"a regression label is a number{_decimal_advice(kind)}"
     if label.type == "multilabel":
         held = _is_list(kind) and is_vocabulary_type(kind.value_type)
         return None if held else "a multilabel label is an array of strings or integers"
-    return None if is_vocabulary_type(kind) else f"a {label.type} label holds strings, integers or bools"
+    if is_vocabulary_type(kind):
+        return None
+    return f"a {label.type} label holds strings, integers or bools{_decimal_advice(kind, 'string or bigint')}"
+
+
+def _weight_problem(kind: pa.DataType) -> str | None:
+    number = is_numeric(kind) and not pa.types.is_temporal(kind)
+    return None if number else f"a weight is a number{_decimal_advice(kind)}"
+
+
+def _decimal_advice(kind: pa.DataType, to: str | None = None) -> str:
+    if not pa.types.is_decimal(kind):
+        return ""
+    return f"; cast it to {to} in the table" if to else f"; {_DECIMAL_ADVICE}"
 
 
 def _split_problems(spec: DatasetSpec, kind: pa.DataType) -> Iterator[str]:
@@ -216,10 +244,11 @@ def _shared_vocabularies(features: Mapping[str, ResolvedFeature], schema: pa.Sch
             yield f"columns {other!r} and {name!r} share a vocabulary: set min_count and max_size of both alike"
 
 
-def _clashes(spec: DatasetSpec, features: Iterable[str]) -> Iterator[str]:
+def _clashes(spec: DatasetSpec, features: Mapping[str, ResolvedFeature]) -> Iterator[str]:
     taken: dict[str, str] = {}
     names = [
         *((name, "feature") for name in features),
+        *((Indicator(name).name, "feature") for name, one in features.items() if one.missing == "indicator"),
         *((task, "label") for task in spec.all_labels),
         *([(spec.weight, "weight")] if spec.weight else []),
         *((name, "key") for name in spec.key),
@@ -243,31 +272,43 @@ def _identity(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str
     return pa.schema([*schema, pa.field(NUMBER, pa.int64())]), problems
 
 
-def _checks(spec: DatasetSpec, schema: pa.Schema) -> Iterator[Check]:
+def _checks(spec: DatasetSpec, features: Mapping[str, ResolvedFeature], schema: pa.Schema) -> Iterator[Check]:
     for name in spec.key:
-        yield Check(
-            f"{column(name)} IS NULL", f"key column {name!r} is null in {{n}} rows: a key has a value in every row"
-        )
+        yield _check(f"{column(name)} IS NULL", f"key column {name!r} is null", "a key has a value in every row")
     for task, label in spec.all_labels.items():
-        yield Check(
+        yield _check(
             _absent(label.column, schema),
-            f"label {task!r} (column {label.column!r}) is null or NaN in {{n}} rows: take out the rows without a label",
+            f"label {task!r} (column {label.column!r}) is null or NaN",
+            "take out the rows without a label",
         )
     if spec.weight:
-        quoted = column(spec.weight)
-        yield Check(_absent(spec.weight, schema), f"weight {spec.weight!r} is null or NaN in {{n}} rows")
-        yield Check(
-            f"coalesce({quoted} < 0, false)", f"weight {spec.weight!r} is negative in {{n}} rows: weights are 0 or more"
-        )
+        negative = f"coalesce({column(spec.weight)} < 0, false)"
+        yield _check(_absent(spec.weight, schema), f"weight {spec.weight!r} is null or NaN")
+        yield _check(negative, f"weight {spec.weight!r} is negative", "weights are 0 or more")
     if spec.split.column and spec.split.method in ("group", "time", "column"):
         where = f"split column {spec.split.column!r}"
-        yield Check(_absent(spec.split.column, schema), f"{where} is null in {{n}} rows: every row belongs to a split")
+        yield _check(_absent(spec.split.column, schema), f"{where} is null", "every row belongs to a split")
+    for name, feature in features.items():
+        if feature.missing == "refuse":
+            yield _check(
+                _absent(name, schema),
+                f"column {name!r} has no value",
+                f"its option is `missing: refuse`; fill it in the table, or set dataset.features.{name}.missing",
+            )
+
+
+def _check(condition: str, what: str, advice: str = "") -> Check:
+    """A check that says ``what`` of the number of rows for which the SQL condition is true."""
+    said = what.replace("{", "{{").replace("}", "}}") + " in {n} rows"
+    return Check(condition, f"{said}: {advice.replace('{', '{{').replace('}', '}}')}" if advice else said)
 
 
 def _absent(name: str, schema: pa.Schema) -> str:
-    quoted = column(name)
-    if pa.types.is_floating(schema.field(name).type):
+    quoted, kind = column(name), schema.field(name).type
+    if pa.types.is_floating(kind):
         return f"({quoted} IS NULL OR isnan({quoted}))"
+    if _is_list(kind) and is_vocabulary_type(kind.value_type):
+        return f"({quoted} IS NULL OR exists({quoted}, one -> one IS NULL))"
     return f"{quoted} IS NULL"
 
 
@@ -281,6 +322,20 @@ def _complaint(check: Callable[[str, pa.DataType], object], name: str, kind: pa.
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def carried_type(kind: pa.DataType) -> str | None:
+    """How the schema names the type of a key or kept column; None where shards cannot hold it."""
+    if pa.types.is_timestamp(kind) and kind.tz:
+        return str(pa.timestamp(kind.unit, "UTC"))
+    if pa.types.is_list(kind) and not _is_list(kind.value_type):
+        inner = carried_type(kind.value_type)
+        # Its elements may be null, whatever the table says of them.
+        return str(pa.list_(pa.field("element", arrow_type(inner)))) if inner else None
+    try:
+        return str(kind) if arrow_type(str(kind)) == kind else None
+    except ValueError:
+        return None
 
 
 def _terms_type(kind: pa.DataType) -> pa.DataType:

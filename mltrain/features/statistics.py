@@ -73,6 +73,7 @@ class Wanted:
         moments: numeric columns.
         samples: those of them that need a median.
         terms: vocabularies and class labels.
+        decimal_scales: of decimal columns among the numeric ones.
     """
 
     identity: pa.Schema
@@ -80,6 +81,7 @@ class Wanted:
     moments: tuple[str, ...] = ()
     samples: tuple[str, ...] = ()
     terms: tuple[TermSource, ...] = ()
+    decimal_scales: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -194,7 +196,7 @@ class _Partial:
                 yield counts.flush(name)
 
     def _add_numbers(self, name: str, train: pa.RecordBatch) -> None:
-        found = numbers(name, train.column(name))
+        found = numbers(name, train.column(name), self._wanted.decimal_scales.get(name))
         self._moments[name] += Moments.of(name, found.values, found.present)
         if name in self._samples:
             chosen = np.asarray(train.column(SAMPLE)) & found.present

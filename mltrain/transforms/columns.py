@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 
 from mltrain.errors import TableError
 from mltrain.transforms.hashing import hash_integers, hash_strings
-from mltrain.transforms.numbers import numbers, to_float32
+from mltrain.transforms.numbers import Mask, exact_float32, is_missing, numbers, to_float32
 from mltrain.transforms.vocabulary import Vocabulary, terms
+
+Missing = Literal["impute", "refuse"]
+"""What a transform does about missing values: it puts something in their place, or takes none."""
+
+INDICATOR = "__missing"
+"""Ends the name of the feature that says where a column has no value."""
+
+MAX_BUCKETS = 2**31
+
+_CAST = "cast it to double in the table if rounding is fine"
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Field:
     Attributes:
         name: the source column's name; for a label, the task's.
         role: feature, label or weight.
-        kind: numeric, categorical, hashed, id_list, vector, label or weight.
+        kind: numeric, indicator, categorical, hashed, id_list, vector, label or weight.
         dtype: numpy name of an element.
         width: elements a row; 1 for scalars and for ragged lists.
         cardinality: ids are below it (categorical, hashed, id_list).
@@ -48,7 +58,8 @@ class Field:
 class Numeric:
     """``(x - center) / scale`` in float64, then float32; a missing x is ``fill``.
 
-    Values outside the range seen in training are not clipped.
+    Values outside the range seen in training are not clipped. Of a decimal, x is the number of whole units of
+    ``decimal_scale`` (see :mod:`mltrain.transforms.numbers`).
     """
 
     kind: ClassVar[str] = "numeric"
@@ -56,6 +67,8 @@ class Numeric:
     fill: float
     center: float = 0.0
     scale: float = 1.0
+    decimal_scale: int | None = None
+    missing: Missing = "impute"
 
     def field(self) -> Field:
         """What it makes."""
@@ -63,16 +76,38 @@ class Numeric:
 
     def apply(self, column: pa.Array) -> pa.Array:
         """[rows] -> float32 [rows]."""
-        found = numbers(self.column, column)
+        found = numbers(self.column, column, self.decimal_scale)
+        if self.missing == "refuse":
+            _refuse(self.column, ~found.present)
         values = np.where(found.present, found.values, self.fill)
-        scaled = (self.center, self.scale) != (0.0, 1.0)
-        if scaled:
-            values = (values - self.center) / self.scale
-            return pa.array(to_float32(self.column, values))
-        if found.integral:
-            # Only the column's own values must be exact: a fill such as a mean may have a fraction.
-            to_float32(self.column, found.values, integral=True)
-        return pa.array(to_float32(self.column, values))
+        if (self.center, self.scale) != (0.0, 1.0):
+            return pa.array(to_float32(self.column, (values - self.center) / self.scale))
+        # Only the column's own values must be exact: a fill such as a mean may have a fraction.
+        own = exact_float32(
+            self.column, found, f"use `scale: standard`, declare it categorical or hashed if it can be, or {_CAST}"
+        )
+        return pa.array(np.where(found.present, own, to_float32(self.column, values)))
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """1 where the column's value is missing (null or NaN), else 0: a feature of its own beside the column's."""
+
+    kind: ClassVar[str] = "indicator"
+    column: str
+
+    @property
+    def name(self) -> str:
+        """The name of the feature."""
+        return f"{self.column}{INDICATOR}"
+
+    def field(self) -> Field:
+        """What it makes."""
+        return Field(self.name, "feature", self.kind, "float32")
+
+    def apply(self, column: pa.Array) -> pa.Array:
+        """[rows] -> float32 [rows]."""
+        return pa.array(is_missing(column).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,7 @@ class Categorical:
     kind: ClassVar[str] = "categorical"
     column: str
     vocabulary: str
+    missing: Missing = "impute"
 
     def field(self, vocabulary: Vocabulary) -> Field:
         """What it makes."""
@@ -91,6 +127,8 @@ class Categorical:
 
     def apply(self, column: pa.Array, vocabulary: Vocabulary) -> pa.Array:
         """[rows] -> int32 [rows]."""
+        if self.missing == "refuse":
+            _refuse(self.column, is_missing(column))
         return pa.array(vocabulary.ids(self.column, terms(self.column, column)))
 
 
@@ -101,6 +139,11 @@ class Hashed:
     kind: ClassVar[str] = "hashed"
     column: str
     buckets: int
+    missing: Missing = "impute"
+
+    def __post_init__(self) -> None:
+        if self.buckets > MAX_BUCKETS:
+            raise ValueError(f"{self.buckets} buckets: an int32 id has room for {MAX_BUCKETS}")
 
     def field(self) -> Field:
         """What it makes."""
@@ -108,6 +151,8 @@ class Hashed:
 
     def apply(self, column: pa.Array) -> pa.Array:
         """[rows] -> int32 [rows]."""
+        if self.missing == "refuse":
+            _refuse(self.column, is_missing(column))
         values = terms(self.column, column)
         if pa.types.is_string(values.type):
             hashes = hash_strings(values)
@@ -127,6 +172,7 @@ class IdList:
     column: str
     vocabulary: str
     max_length: int | None = None
+    missing: Missing = "impute"
 
     def field(self, vocabulary: Vocabulary) -> Field:
         """What it makes."""
@@ -137,6 +183,9 @@ class IdList:
     def apply(self, column: pa.Array, vocabulary: Vocabulary) -> pa.Array:
         """list [rows] -> list of int32 [rows], ragged."""
         elements, lengths = flatten(self.column, column)
+        if self.missing == "refuse":
+            _refuse(self.column, is_missing(column))
+            _refuse(self.column, is_missing(elements), "ids among its lists'")
         ids = vocabulary.ids(self.column, terms(self.column, elements))
         if self.max_length is not None and lengths.size and lengths.max() > self.max_length:
             ends = np.cumsum(lengths)
@@ -150,11 +199,12 @@ class IdList:
 
 @dataclass(frozen=True)
 class Vector:
-    """A list of exactly ``size`` numbers, as float32, without nulls."""
+    """A list of exactly ``size`` numbers, as float32, without nulls. A missing list is refused, or is all zeros."""
 
     kind: ClassVar[str] = "vector"
     column: str
     size: int
+    missing: Missing = "refuse"
 
     def field(self) -> Field:
         """What it makes."""
@@ -162,18 +212,20 @@ class Vector:
 
     def apply(self, column: pa.Array) -> pa.Array:
         """list [rows] -> float32 [rows, size]."""
-        if column.null_count:
-            raise TableError(f"vector {self.column!r} holds a null: fill it in the table, or drop those rows")
+        if self.missing == "refuse":
+            _refuse(self.column, is_missing(column))
         elements, lengths = flatten(self.column, column)
-        wrong = lengths != self.size
+        present = ~is_missing(column)
+        wrong = present & (lengths != self.size)
         if wrong.any():
             found_size = int(lengths[wrong][0])
             raise TableError(f"vector {self.column!r} has size {self.size} but a row holds {found_size} numbers")
         found = numbers(self.column, elements)
         if not found.present.all():
             raise TableError(f"vector {self.column!r} holds a null or NaN among its numbers")
-        values = to_float32(self.column, found.values, integral=found.integral)
-        return fixed_size_list(values.reshape(len(column), self.size))
+        values = np.zeros((len(column), self.size), np.float32)
+        values[present] = exact_float32(self.column, found, _CAST).reshape(-1, self.size)
+        return fixed_size_list(values)
 
 
 @dataclass(frozen=True)
@@ -243,7 +295,7 @@ class RegressionLabel:
             raise TableError(
                 f"label {self.task!r} holds a null or NaN: drop the rows that have no label from the table"
             )
-        return pa.array(to_float32(self.column, found.values, integral=found.integral))
+        return pa.array(exact_float32(self.column, found, f"rescale it in the table, or {_CAST}"))
 
 
 @dataclass(frozen=True)
@@ -264,11 +316,19 @@ class Weight:
             raise TableError(f"weight {self.column!r} holds a null or NaN")
         if found.values.size and found.values.min() < 0:
             raise TableError(f"weight {self.column!r} holds {found.values.min():g}: weights are 0 or more")
-        return pa.array(to_float32(self.column, found.values, integral=found.integral))
+        return pa.array(exact_float32(self.column, found, f"rescale it in the table, or {_CAST}"))
 
 
-Feature = Numeric | Categorical | Hashed | IdList | Vector
+Feature = Numeric | Indicator | Categorical | Hashed | IdList | Vector
 Target = ClassLabel | MultiLabel | RegressionLabel | Weight
+
+
+def _refuse(name: str, absent: Mask, what: str = "rows") -> None:
+    if absent.any():
+        raise TableError(
+            f"column {name!r} has no value in {np.count_nonzero(absent)} {what}, and its option is `missing: refuse`: "
+            f"fill it in the table, or set dataset.features.{name}.missing"
+        )
 
 
 def class_ids(task: str, values: pa.Array, classes: tuple[str | int, ...]) -> NDArray[np.int64]:

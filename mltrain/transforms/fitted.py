@@ -1,7 +1,7 @@
 """All transforms of a dataset, fitted: what the build, the loader and serving apply alike."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from mltrain.transforms.columns import (
     Field,
     Hashed,
     IdList,
+    Indicator,
     MultiLabel,
     Numeric,
     RegressionLabel,
@@ -25,9 +26,23 @@ from mltrain.transforms.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 
+# Left out at their defaults: transforms that lack them have the JSON, and datasets the digest, that they always had.
+_LATER = ("decimal_scale", "missing")
+
 _KINDS: dict[str, Callable[..., Any]] = {
     kind.kind: kind
-    for kind in (Numeric, Categorical, Hashed, IdList, Vector, ClassLabel, MultiLabel, RegressionLabel, Weight)
+    for kind in (
+        Numeric,
+        Indicator,
+        Categorical,
+        Hashed,
+        IdList,
+        Vector,
+        ClassLabel,
+        MultiLabel,
+        RegressionLabel,
+        Weight,
+    )
 }
 
 
@@ -112,7 +127,8 @@ class FittedTransforms:
 
 
 def _to_json(one: Feature | Target) -> dict[str, Any]:
-    return {"kind": one.kind, **asdict(one)}
+    plain = {field.name for field in fields(one) if field.name in _LATER and getattr(one, field.name) == field.default}
+    return {"kind": one.kind, **{name: value for name, value in asdict(one).items() if name not in plain}}
 
 
 def _from_json(value: Mapping[str, Any]) -> Any:

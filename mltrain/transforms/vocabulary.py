@@ -15,7 +15,8 @@ from mltrain.errors import DamagedError, TableError
 from mltrain.transforms.numbers import integers
 
 INLINE_LIMIT = 4096
-"""A vocabulary with more entries is stored as a content-addressed blob."""
+INLINE_BYTES = 1 << 20
+"""A vocabulary with more entries, or longer ones, is stored as a content-addressed blob."""
 
 _TABLE_SIZE = 1 << 18
 
@@ -117,7 +118,7 @@ class Vocabulary:
     def to_json(self, blobs: dict[str, bytes]) -> dict[str, Any]:
         """JSON form. A large vocabulary goes into ``blobs`` (content hash -> bytes) and the JSON names it."""
         kind = "string" if pa.types.is_string(self.terms.type) else "int64"
-        if len(self.terms) <= INLINE_LIMIT:
+        if len(self.terms) <= INLINE_LIMIT and self.terms.nbytes <= INLINE_BYTES:
             return {"type": kind, "terms": self.terms.to_pylist()}
         name = terms_hash(self.terms)
         blobs[name] = _blob(self.terms)

@@ -108,6 +108,36 @@ def test_an_option_of_another_type_chooses_that_type() -> None:
     assert resolve(features={"ag*": {"min_count": 2}})["age"].type == "numeric"
 
 
+def test_a_size_makes_a_vector_of_a_list_of_integers() -> None:
+    assert resolve(features={"history": {"size": 3}})["history"].type == "vector"
+    assert resolve(features={"*": {}, "weights": {"size": 4}})["history"].type == "id_list"
+
+
+def test_what_becomes_of_missing_values_is_said_by_type_by_pattern_or_by_feature() -> None:
+    given = {"*": {"missing": "indicator"}, "weights": {"size": 4}, "a*": {"missing": "refuse"}, "born": {}}
+    assert {name: one.missing for name, one in resolve(features=given).items() if one.missing != "indicator"} == {
+        "age": "refuse"
+    }
+    kinds = {"numeric": "refuse", "categorical": "indicator", "id_list": "refuse", "vector": "impute"}
+    defaults = {kind: {"missing": missing} for kind, missing in kinds.items()}
+    assert {one.missing == kinds[one.type] for one in resolve(defaults=defaults).values()} == {True}
+    assert {one.type: one.missing for one in resolve().values()} == {
+        "numeric": "impute",
+        "categorical": "impute",
+        "id_list": "impute",
+        "vector": "refuse",
+    }
+
+
+def test_a_decimal_s_scale_is_said_of_all_or_of_one_and_other_numbers_take_no_notice() -> None:
+    for said in (
+        {"defaults": {"numeric": {"decimal_scale": 2}}},
+        {"features": {"p*": {"decimal_scale": 2}, "age": {}}},
+    ):
+        resolved = resolve(**said)
+        assert {name: one.decimal_scale for name, one in resolved.items() if one.decimal_scale} == {"price": 2}
+
+
 def test_the_split_column_is_no_feature() -> None:
     assert "born" not in resolve(split={"time": "born"})
     assert "city" not in resolve(split={"group": "city"})
@@ -124,7 +154,9 @@ def test_the_split_column_is_no_feature() -> None:
         ({"features": {"zz*": {}}}, "no column is a feature"),
         ({"features": {"city": {"type": "numeric"}}}, "'city' has type string, which no numeric feature can have"),
         ({"features": {"score": {"type": "categorical"}}}, "which no categorical feature can have"),
-        ({"features": {"history": {"type": "vector", "size": 3}}}, "which no vector feature can have"),
+        ({"features": {"words": {"type": "vector", "size": 3}}}, "which no vector feature can have"),
+        ({"features": {"price": {"type": "hashed"}}}, "no hashed feature can have; cast it to string or bigint in the"),
+        ({"features": {"score": {"decimal_scale": 2}}}, "has type double and is numeric, which takes no decimal_scale"),
         ({"features": {"weights": {}}}, "lists of any length"),
         ({"features": {"embedding": {"size": 9}}}, "vectors of 8, and its size is given as 9"),
         ({"features": {"city": {"impute": "zero"}}}, "is categorical, which takes no impute"),

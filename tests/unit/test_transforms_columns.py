@@ -1,5 +1,6 @@
 import datetime
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from mltrain.errors import TableError
 from mltrain.transforms import (
     Categorical,
     ClassLabel,
+    Field,
     Hashed,
     IdList,
+    Indicator,
     MultiLabel,
     Numeric,
     RegressionLabel,
@@ -22,12 +25,20 @@ from mltrain.transforms import (
     Vocabulary,
     Weight,
 )
+from mltrain.transforms.columns import MAX_BUCKETS
 from mltrain.transforms.hashing import hash_integers, hash_strings
 from mltrain.transforms.vocabulary import ranked
 
 CITIES = Vocabulary(pa.array(["Rome", "Oslo", "Łódź"]))
+LONG = "long" * 50_000
+ODD = Vocabulary(pa.array(["", "a\0", "\0", "é", LONG]))
+CENTS = Numeric("x", 0.0, decimal_scale=2)
 NUMBERS = Vocabulary(pa.array([70, -3, 2**60]))
 SMALL = Vocabulary(pa.array([5, -7, 0]))
+
+
+def decimals(*values: str | None, kind: pa.DataType | None = None) -> pa.Array:
+    return pa.array([None if value is None else Decimal(value) for value in values], kind)
 
 
 def test_a_missing_number_becomes_the_fill_value_before_it_is_scaled() -> None:
@@ -52,6 +63,41 @@ def test_every_scalar_type_stands_for_its_documented_number(column: Any, numbers
     assert Numeric("x", fill=0.0).apply(column).to_pylist() == numbers
 
 
+@pytest.mark.parametrize(
+    "kind", [None, pa.decimal32(9, 4), pa.decimal64(18, 3), pa.decimal128(38, 10), pa.decimal256(76, 2)]
+)
+def test_a_decimal_counts_whole_units_of_its_declared_scale(kind: Any) -> None:
+    column = decimals("19.99", None, "-0.50", "167772.16" if kind is None or kind.precision > 9 else "1", kind=kind)
+    expected = [1999.0, 250.0, -50.0, 2.0**24 if kind is None or kind.precision > 9 else 100.0]
+    transform = Numeric("x", fill=250.0, decimal_scale=2)
+    assert transform.apply(column).to_pylist() == expected
+    assert transform.apply(column.slice(2)).to_pylist() == expected[2:]
+    assert Numeric("x", 0.0, center=1000.0, scale=4.0, decimal_scale=3).apply(decimals("1.25")).to_pylist() == [62.5]
+    assert Numeric("x", 0.0, 2.0**53, 2.0, 0).apply(decimals(str(2**53), f"-{2**53}")).to_pylist() == [0.0, -(2.0**53)]
+
+
+def test_an_indicator_is_one_where_there_is_no_value() -> None:
+    columns = [pa.array([1.0, None, math.nan]), pa.array(["", None, "a"]), pa.array([[], None, [None]])]
+    columns.append(decimals("1.5", None, "0"))
+    made = [Indicator("x").apply(column).to_pylist() for column in columns]
+    assert made == [[0.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    assert Indicator("x").field() == Field("x__missing", "feature", "indicator", "float32")
+
+
+def test_a_missing_vector_may_be_zeros() -> None:
+    transform = Vector("x", 2, missing="impute")
+    for kind in (pa.list_(pa.float64()), pa.list_(pa.float32(), 2)):
+        assert transform.apply(pa.array([[1, 2], None, [3, 4]], kind)).to_pylist() == [[1, 2], [0, 0], [3, 4]]
+        assert transform.apply(pa.array([[1, 2], None, None], kind).slice(1)).to_pylist() == [[0, 0], [0, 0]]
+
+
+def test_hashed_ids_never_wrap() -> None:
+    ids = Hashed("x", MAX_BUCKETS).apply(pa.array(range(1000))).to_numpy()
+    assert (ids > 0).all() and ids.max() > 2**30
+    with pytest.raises(ValueError, match="2147483649 buckets"):
+        Hashed("x", MAX_BUCKETS + 1)
+
+
 def test_negative_zero_and_zero_have_the_same_bytes() -> None:
     out = Numeric("x", fill=0.0).apply(pa.array([-0.0, 0.0])).to_numpy()
     assert out.tobytes() == bytes(8)
@@ -74,7 +120,44 @@ def test_negative_zero_and_zero_have_the_same_bytes() -> None:
         (IdList("x", "x"), pa.array(["a"]), "'x' has type string: an array is wanted"),
         (Vector("x", 2), pa.array([[1.0, 2.0], [1.0]]), "'x' has size 2 but a row holds 1 numbers"),
         (Vector("x", 2), pa.array([[1.0, None]]), "'x' holds a null or NaN among its numbers"),
-        (Vector("x", 1), pa.array([[1.0], None]), "vector 'x' holds a null: fill it"),
+        (Vector("x", 1), pa.array([[1.0], None]), "'x' has no value in 1 rows, and its option is `missing: refuse`"),
+        (Vector("x", 1, missing="impute"), pa.array([[1.0], [None]]), "'x' holds a null or NaN among its numbers"),
+        (Vector("x", 1, missing="impute"), pa.array([[], None], pa.list_(pa.float32())), "a row holds 0 numbers"),
+        (Vector("x", 1), pa.array([[2**24 + 1]]), r"the integer 16777217, beyond ±2\*\*24, .*: cast it to double"),
+        (Numeric("x", 0.0, missing="refuse"), pa.array([1.0, None, math.nan]), "'x' has no value in 2 rows"),
+        (Categorical("x", "x", missing="refuse"), pa.array(["Oslo", None]), "'x' has no value in 1 rows"),
+        (Hashed("x", 9, missing="refuse"), pa.array([1, None]), "'x' has no value in 1 rows"),
+        (IdList("x", "x", missing="refuse"), pa.array([["Oslo"], None]), "'x' has no value in 1 rows"),
+        (IdList("x", "x", missing="refuse"), pa.array([["Oslo", None]]), "no value in 1 ids among its lists"),
+        (
+            Numeric("x", 0.0),
+            pa.array([1_600_000_001], pa.timestamp("s")),
+            "'x' holds 1600000001.0 seconds since 1970, be",
+        ),
+        (Numeric("x", 0.0), pa.array([100], pa.timestamp("ms")), "'x' holds 0.1 seconds since 1970 which no float32"),
+        (
+            RegressionLabel("t", "x"),
+            pa.array([100], pa.timestamp("ms")),
+            "rescale it in the table, or cast it to double",
+        ),
+        (
+            Numeric("x", 0.0, 5.0, 2.0),
+            pa.array([2**53 + 1], pa.timestamp("us")),
+            "a timestamp outside of the years 1684",
+        ),
+        (Numeric("x", 0.0), pa.array([1], pa.timestamp("ns")), "'x': Casting from .* would lose data"),
+        (Numeric("x", 0.0), pa.array([2**60], pa.timestamp("s")), "'x': Casting from .* out of bounds"),
+        (CENTS, decimals("1.239"), r"'x' holds 1.239, with more than 2 digits .*features.x.decimal_scale to 3"),
+        (CENTS, decimals("-167772.17"), r"'x' holds -16777217 units of 0.01, beyond ±2\*\*24, which no float32"),
+        (
+            Numeric("x", 0.0, 5.0, 2.0, 2),
+            decimals("90071992547409.93"),
+            r"holds 90071992547409.93, beyond ±2\*\*53 units",
+        ),
+        (Numeric("x", 0.0, 5.0, 2.0, 38), decimals("9" * 38), r"beyond ±2\*\*53 units of 0.0+1, which no float"),
+        (Numeric("x", 0.0, decimal_scale=0), decimals("184467440737095516.16"), "holds 184467440737095516.16, with"),
+        (Numeric("x", 0.0, decimal_scale=0), decimals("18446744073709551617"), r"beyond ±2\*\*53 units of 1, which no"),
+        (Vector("x", 1), pa.array([[Decimal("1.5")]]), "'x' has type decimal128.2, 1., which is not a number"),
         (RegressionLabel("t", "x"), pa.array([1.0, None]), "label 't' holds a null or NaN"),
         (
             ClassLabel("t", "x", ("a", "b"), True),
@@ -100,6 +183,7 @@ def test_what_cannot_be_represented_is_refused_by_name(transform: Any, column: A
     [
         (CITIES, pa.array(["Oslo", None, "Łódź", "Bern", "Rome", ""]), [2, 0, 3, 0, 1, 0]),
         (CITIES, pa.array(["Oslo"], pa.large_string()), [2]),
+        (ODD, pa.array(["", "a", "a\0", "\0", None, "é", "e\u0301", LONG, LONG + "z"]), [1, 0, 2, 3, 0, 4, 0, 5, 0]),
         (CITIES, pa.array([None, None], pa.string()), [0, 0]),
         (CITIES, pa.array([], pa.string()), []),
         (NUMBERS, pa.array([2**60, 0, None, -3, 71, 70]), [3, 0, 0, 2, 0, 1]),

@@ -14,6 +14,7 @@ from mltrain.transforms import (
     FittedTransforms,
     Hashed,
     IdList,
+    Indicator,
     MultiLabel,
     Numeric,
     RegressionLabel,
@@ -105,6 +106,36 @@ def test_json_round_trip_makes_the_same_transforms() -> None:
     again = FittedTransforms.from_json(json.loads(json.dumps(value)), no_blobs)
     assert again == FITTED
     assert again.apply(BATCH).equals(FITTED.apply(BATCH))
+
+
+def test_options_that_are_not_used_leave_no_trace_in_the_json() -> None:
+    value, _ = FITTED.to_json()
+    assert value["features"][0] == {"kind": "numeric", "column": "age", "fill": 37.5, "center": 38.6, "scale": 13.6}
+    assert value["features"][-1] == {"kind": "vector", "column": "embedding", "size": 2}
+
+
+def test_what_is_said_of_missing_values_and_decimals_survives_the_json() -> None:
+    fitted = FittedTransforms(
+        (
+            Numeric("price", 0.0, decimal_scale=2),
+            Indicator("price"),
+            Numeric("age", 1.0, missing="refuse"),
+            Hashed("device", 9, missing="refuse"),
+            Vector("embedding", 2, missing="impute"),
+        )
+    )
+    value, _ = fitted.to_json()
+    assert FittedTransforms.from_json(json.loads(json.dumps(value)), no_blobs) == fitted
+    assert [field.name for field in fitted.schema] == ["price", "price__missing", "age", "device", "embedding"]
+    assert fitted.inputs == ("price", "age", "device", "embedding")
+
+
+def test_a_vocabulary_of_long_terms_is_a_blob() -> None:
+    terms = pa.array([f"{i} " + "x" * 300_000 for i in range(4)])
+    fitted = FittedTransforms((Categorical("item", "items"),), vocabularies={"items": Vocabulary(terms)})
+    value, blobs = fitted.to_json()
+    assert len(json.dumps(value)) < 400
+    assert FittedTransforms.from_json(value, blobs.__getitem__) == fitted
 
 
 def flipped(data: bytes, place: int) -> bytes:
