@@ -103,17 +103,29 @@ def arrow_batches(active: SparkSession, schema: pa.Schema, sizes: Mapping[str, i
         schema: the columns that tasks receive, or more.
         sizes: of lists whose length is known.
     """
-    rows = rows_per_batch(schema, sizes)
-    given = {key: active.conf.get(key) for key in (_ROWS_PER_BATCH, _BYTES_PER_BATCH)}
-    if 0 < (wanted := int(given[_ROWS_PER_BATCH] or 0)) < rows:
-        rows = wanted
-    active.conf.set(_ROWS_PER_BATCH, str(rows))
-    active.conf.set(_BYTES_PER_BATCH, str(_ANY_NUMBER_OF_BYTES))
+    with (
+        rows_per_batch_at_most(active, rows_per_batch(schema, sizes)),
+        _set(active, _BYTES_PER_BATCH, _ANY_NUMBER_OF_BYTES),
+    ):
+        yield
+
+
+@contextmanager
+def rows_per_batch_at_most(active: SparkSession, rows: int) -> Iterator[None]:
+    """Lowers the number of rows that Arrow batches of tasks have, while it lasts. A lower one stays."""
+    given = int(active.conf.get(_ROWS_PER_BATCH) or 0)
+    with _set(active, _ROWS_PER_BATCH, given if 0 < given < rows else rows):
+        yield
+
+
+@contextmanager
+def _set(active: SparkSession, key: str, value: int) -> Iterator[None]:
+    before = active.conf.get(key)
+    active.conf.set(key, str(value))
     try:
         yield
     finally:
-        for key, value in given.items():
-            active.conf.set(key, str(value))
+        active.conf.set(key, str(before))
 
 
 def rows_per_batch(schema: pa.Schema, sizes: Mapping[str, int]) -> int:

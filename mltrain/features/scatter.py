@@ -35,7 +35,9 @@ from mltrain.data.publish import put_shard
 from mltrain.data.schema import Matrix, Schema
 from mltrain.data.shard import EncodedShard, pack_matrices, write_packed
 from mltrain.errors import BuildError, TableError
+from mltrain.features import parcels
 from mltrain.features.census import SPLIT
+from mltrain.features.engine import rows_per_batch_at_most
 from mltrain.features.problems import repeated_keys
 from mltrain.features.sql import Batches, column, map_in_arrow
 from mltrain.storage import Store
@@ -198,8 +200,10 @@ def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[li
         split, bucket = encoder.places.locate(place)
         return shard_answer(encoder, rows, split=split, increment=0, bucket=bucket)
 
-    packed = map_in_arrow(placed, pack(encoder), encoder.travels_as(frame.schema))
-    return gather(packed, encoder.places.count, encoder.identity, answer)
+    def packed(batches: Batches) -> Batches:
+        return parcels.wrap(pack(encoder)(batches), PLACE)
+
+    return gather(map_in_arrow(placed, packed, parcels.schema(PLACE)), encoder.places.count, encoder.identity, answer)
 
 
 def hashed(identity: pa.Schema) -> Column:
@@ -228,7 +232,7 @@ def gather(
     """Hands the packed rows of each place to ``answer``, in one task, and collects what it says.
 
     Args:
-        packed: rows as they travel.
+        packed: rows as they travel, or parcels of them.
         places: number of places.
         key: names of the columns that tell rows apart, for messages.
         answer: makes a shard of a place's rows.
@@ -240,7 +244,8 @@ def gather(
         BuildError: two tasks answered for one bucket.
     """
     tasks = packed.repartitionById(places, F.col(PLACE))
-    answers = map_in_arrow(tasks, _by_place(answer), "answer string").toArrow()
+    with rows_per_batch_at_most(packed.sparkSession, parcels.PER_BATCH):
+        answers = map_in_arrow(tasks, _by_place(answer), "answer string").toArrow()
     found = [json.loads(answer) for answer in answers["answer"].to_pylist()]
     entries = [ShardEntry.from_json(answer) for answer in found if "blob" in answer]
     if len({(entry.split, entry.increment, entry.bucket) for entry in entries}) != len(entries):
@@ -252,7 +257,7 @@ def gather(
 
 def _by_place(answer: Callable[[int, pa.Table], Answer]) -> Callable[[Batches], Batches]:
     def run(batches: Batches) -> Batches:
-        received = [batch for batch in batches if batch.num_rows]
+        received = [rows for batch in batches for rows in parcels.unwrap(batch) if rows.num_rows]
         if not received:
             return
         table = pa.Table.from_batches(received)
