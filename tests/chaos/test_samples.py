@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SAMPLES = {"damage": 60, "readers": 8}
+SAMPLES = {"damage": 60, "readers": 8, "garbage": 15, "protocol": 20}
 
 
 @pytest.mark.parametrize("kind", SAMPLES)

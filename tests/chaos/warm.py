@@ -4,6 +4,7 @@ They are forked by a server that has imported and done nothing else: a fork of a
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -12,7 +13,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-_MODULES = ["tests.chaos.readers", "mltrain.data.gather", "mltrain.storage.remote", "torch"]
+_MODULES = [
+    "tests.chaos.readers",
+    "tests.chaos.protocol",
+    "tests.chaos.garbage",
+    "mltrain.data.gather",
+    "mltrain.storage.remote",
+    "torch",
+]
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -59,6 +67,8 @@ def answer(process: ForkServerProcess, connection: Connection, timeout_s: float 
 def _run(environment: dict[str, str], target: Callable[..., None], connection: Connection, *arguments: Any) -> None:
     os.environ.update(environment)
     tempfile.tempdir = None
+    # Retries of storage are what is expected here.
+    logging.getLogger("mltrain").setLevel(logging.ERROR)
     try:
         target(connection, *arguments)
     except BaseException as error:

@@ -1,46 +1,19 @@
 """Collecting garbage beside builders: what nothing reaches goes, what anybody reaches or may still reach stays."""
 
 import json
-import multiprocessing
-import random
 import time
 from collections.abc import Iterator
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mltrain.data import Build, Column, Dataset, Schema, ShardEntry, assemble, write_shard
+from mltrain.data import Build, Dataset, assemble
 from mltrain.data.garbage import blobs_of, collect
-from mltrain.data.shard import EncodedShard, blob_path
+from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError, DamagedError, NotFoundError
 from mltrain.storage import Store, open_store
 from mltrain.storage.lease import EXPIRES_S, LostError
-
-SCHEMA = Schema((Column("id", "key", "carried", "int64"), Column("x", "feature", "numeric", "float32")), ("id",))
-ROUNDS = 60
-
-
-def _shard(number: int) -> EncodedShard:
-    ids = np.arange(number * 10, number * 10 + 10)
-    return write_shard({"id": ids, "x": ids.astype(np.float32)}, SCHEMA)
-
-
-def _store_shards(store: Store, numbers: list[int]) -> list[ShardEntry]:
-    """As builders do: what is there already is not written again."""
-    entries = []
-    for bucket, number in enumerate(sorted(numbers)):
-        shard = _shard(number)
-        store.put_if_absent(blob_path(shard.blob), memoryview(shard.buffer))
-        entries.append(ShardEntry.of(shard, split="train", increment=0, bucket=bucket))
-    return entries
-
-
-def _build(store: Store, name: str, numbers: list[int], build_id: str) -> str:
-    with Build.start(store, name, build_id) as build:
-        manifest, blobs = assemble(SCHEMA, {}, ("train",), _store_shards(store, numbers))
-        return build.publish(manifest, blobs, {}).digest
+from tests.chaos.garbage import SCHEMA, build, store_shards
 
 
 def _blobs(store: Store) -> set[str]:
@@ -49,9 +22,9 @@ def _blobs(store: Store) -> set[str]:
 
 def test_only_what_no_dataset_reaches_is_removed_and_only_after_its_grace(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    _build(store, "kept", [1, 2], "kept-1")
+    build(store, "kept", [1, 2], "kept-1")
     reached = _blobs(store)
-    _store_shards(store, [2, 3])  # a builder that died
+    store_shards(store, [2, 3])  # a builder that died
     loose = _blobs(store) - reached
     young = collect(store, grace_s=3600)
     assert young.removed == () and young.young == len(loose) == 1
@@ -63,7 +36,7 @@ def test_only_what_no_dataset_reaches_is_removed_and_only_after_its_grace(tmp_pa
 
 def test_datasets_go_only_when_asked_and_when_neither_a_name_nor_a_run_mentions_them(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    digests = [_build(store, "adult", [number], f"adult-{number}") for number in range(3)]
+    digests = [build(store, "adult", [number], f"adult-{number}") for number in range(3)]
     store.put("runs/r1/config.yaml", f"dataset: adult@{digests[0]}\n".encode())
     collect(store, grace_s=0)
     assert all(store.exists(f"shards/{digest}/manifest.json") for digest in digests)
@@ -85,8 +58,8 @@ def test_a_root_without_datasets_is_refused_and_nothing_is_made_there(tmp_path: 
 
 def test_a_damaged_manifest_stops_the_collection_before_it_removes_anything(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    digest = _build(store, "adult", [1], "adult-1")
-    _store_shards(store, [2])
+    digest = build(store, "adult", [1], "adult-1")
+    store_shards(store, [2])
     before = _blobs(store)
     path = f"shards/{digest}/manifest.json"
     store.put(path, store.get(path)[:-9])
@@ -97,7 +70,7 @@ def test_a_damaged_manifest_stops_the_collection_before_it_removes_anything(tmp_
 
 def test_nothing_is_removed_beside_a_living_builder(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    _store_shards(store, [1])
+    store_shards(store, [1])
     with Build.start(store, "adult", "adult-1"), pytest.raises(BuildError, match="a build is under way"):
         collect(store, grace_s=0)
     assert len(collect(store, grace_s=0).removed) == 1
@@ -105,55 +78,23 @@ def test_nothing_is_removed_beside_a_living_builder(tmp_path: Path) -> None:
 
 def test_a_builder_whose_lease_was_taken_while_it_was_paused_publishes_nothing(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    with Build.start(store, "adult", "adult-1") as build:
-        manifest, blobs = assemble(SCHEMA, {}, ("train",), _store_shards(store, [1, 2]))
+    with Build.start(store, "adult", "adult-1") as builder:
+        manifest, blobs = assemble(SCHEMA, {}, ("train",), store_shards(store, [1, 2]))
         lease = json.loads(store.get("builds/adult-1.json"))
         lease["lease"]["renewed"] = time.time() - EXPIRES_S - 1
         store.put("builds/adult-1.json", json.dumps(lease).encode())
         assert len(collect(store, grace_s=0).removed) == 2
         with pytest.raises(LostError):
-            build.publish(manifest, blobs, {})
+            builder.publish(manifest, blobs, {})
     with pytest.raises(NotFoundError):
         Dataset.open("adult", root=tmp_path)
 
 
 def test_a_shard_that_is_not_in_storage_stops_the_manifest(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    with Build.start(store, "adult", "adult-1") as build:
-        entries = _store_shards(store, [1, 2])
+    with Build.start(store, "adult", "adult-1") as builder:
+        entries = store_shards(store, [1, 2])
         store.delete(blob_path(entries[1].blob))
         with pytest.raises(BuildError, match=entries[1].blob):
-            build.publish(*assemble(SCHEMA, {}, ("train",), entries), {})
+            builder.publish(*assemble(SCHEMA, {}, ("train",), entries), {})
     assert not [meta for meta in store.list("shards") if meta.path.endswith("manifest.json")]
-
-
-def _collect_until(root: str, done: Event) -> None:
-    store = open_store(root)
-    while not done.is_set():
-        try:
-            collect(store, grace_s=0, unnamed=True)
-        except BuildError:
-            continue  # a build is under way
-
-
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_builder_and_a_collector_that_race_never_lose_a_shard(
-    where: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    root = str(tmp_path) if where == "local" else f"{request.getfixturevalue('bucket')}/garbage"
-    store, rng = open_store(root), random.Random(7)
-    context = multiprocessing.get_context("spawn")
-    done = context.Event()
-    collector = context.Process(target=_collect_until, args=(root, done))
-    collector.start()
-    try:
-        for number in range(ROUNDS):
-            name = rng.choice(["a", "b"])
-            digest = _build(store, name, rng.sample(range(6), 3), f"{name}-{number}")
-            missing = set(_reached(store, digest)) - _blobs(store)
-            assert not missing, f"round {number}: {missing}"
-    finally:
-        done.set()
-        collector.join(30)
-        collector.kill()
-    assert collector.exitcode == 0

@@ -103,6 +103,21 @@ def test_a_body_that_is_cut_short_is_read_again(store: Store, proxy: FaultyProxy
     assert proxy.met[Fault.CUT_BODY] == 6
 
 
+def test_an_answer_that_is_short_without_saying_so_is_asked_for_again(
+    store: Store, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    data = bytes(range(256)) * (40 << 10)  # 10 MiB: parts of 8
+    store.put("object", data)
+    proxy.fail(Fault.SHORT_BODY, method="GET", times=2)
+    assert store.get("object") == data
+    proxy.fail(Fault.SHORT_BODY, method="GET", times=2)
+    store.download("object", tmp_path / "object")
+    assert (tmp_path / "object").read_bytes() == data
+    proxy.fail(Fault.SHORT_BODY, method="GET")
+    assert store.get_range("object", 5, 100) == data[5:105]
+    assert proxy.met[Fault.SHORT_BODY] == 5
+
+
 def test_an_upload_outlasts_faults_of_its_parts(store: Store, proxy: FaultyProxy, tmp_path: Path) -> None:
     data = bytes(range(256)) * (80 << 10)
     (tmp_path / "file").write_bytes(data)

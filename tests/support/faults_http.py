@@ -1,7 +1,8 @@
-"""A real HTTP proxy before the S3 server that answers 503, cuts connections or loses answers, as it is told."""
+"""A real HTTP proxy before the S3 server that refuses, cuts, loses, shortens or holds back, as it is told."""
 
 import enum
 import http.client
+import select
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+
+_LONGEST_HANG_S = 60.0
 
 
 class Fault(enum.Enum):
@@ -19,6 +22,9 @@ class Fault(enum.Enum):
     CUT_BEFORE = "close the connection, without passing it on"
     LOSE_ANSWER = "pass it on, then close the connection without an answer"
     CUT_BODY = "pass it on, answer half of the body, close the connection"
+    SHORT_BODY = "pass it on, answer half of the body as if it were all that was asked for"
+    CUT_UPLOAD = "pass on half of its body, close both connections"
+    HANG = "answer nothing until the client gives up"
 
 
 @dataclass
@@ -75,7 +81,12 @@ def _handler(proxy: FaultyProxy, host: str, port: int) -> type[BaseHTTPRequestHa
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             proxy.before_request(self.command, self.path)
             fault = proxy.next_fault(self.command, self.path)
-            if fault is Fault.CUT_BEFORE:
+            if fault is Fault.HANG:
+                # It is readable when the client closes it.
+                select.select([self.connection], [], [], _LONGEST_HANG_S)
+            if fault is Fault.CUT_UPLOAD:
+                self._pass_on(body, half=True)
+            if fault in (Fault.CUT_BEFORE, Fault.CUT_UPLOAD, Fault.HANG):
                 self._cut()
                 return
             if fault in (Fault.UNAVAILABLE, Fault.CONFLICT):
@@ -86,18 +97,23 @@ def _handler(proxy: FaultyProxy, host: str, port: int) -> type[BaseHTTPRequestHa
             if fault is Fault.LOSE_ANSWER:
                 self._cut()
                 return
+            if fault is Fault.SHORT_BODY and self.command == "GET" and status < 300:
+                content = content[: len(content) // 2]
+                headers = [header for header in headers if header[0].lower() != "content-length"]
             self._answer(status, headers, content, cut=fault is Fault.CUT_BODY)
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
-        def _pass_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        def _pass_on(self, body: bytes, half: bool = False) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(host, port, timeout=30)
             try:
                 # Host stays as the client signed it.
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
                     connection.putheader(name, value)
-                connection.endheaders(body)
+                connection.endheaders(body[: len(body) // 2] if half else body)
+                if half:
+                    return 0, [], b""
                 answer = connection.getresponse()
                 return answer.status, answer.getheaders(), answer.read()
             finally:
