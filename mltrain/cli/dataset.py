@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,11 +54,32 @@ def build(out: Output, config: str | None, overrides: Sequence[str]) -> None:
 @_reference
 @config_options
 @_root
+@click.option(
+    "--plot",
+    "picture",
+    metavar="FILE.png",
+    type=click.Path(path_type=Path),
+    help="Also draw rows per shard, label balance and columns into this file.",
+)
 @common
-def show(out: Output, reference: str | None, config: str | None, overrides: Sequence[str], root: str | None) -> None:
+def show(
+    out: Output,
+    reference: str | None,
+    config: str | None,
+    overrides: Sequence[str],
+    root: str | None,
+    picture: Path | None,
+) -> None:
     """Print schema, splits, provenance and statistics. It reads the manifest only."""
-    summary = _open(reference, config, overrides, root).summary()
-    out.result(summary, *_shown(summary))
+    opened = _open(reference, config, overrides, root)
+    summary = opened.summary()
+    if picture is None:
+        out.result(summary, *_shown(summary))
+        return
+    from mltrain.data.plots import plot
+
+    file = plot(opened, picture)
+    out.result({**summary, "plot": str(file)}, *_shown(summary), f"drawn   {file}")
 
 
 @dataset.command(epilog=example("mltrain dataset verify s3://ml/prod/datasets/adult"))

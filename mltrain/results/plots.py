@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from mltrain.errors import MissingDependencyError, NotFoundError
+from mltrain.errors import NotFoundError
+from mltrain.results import figures
 from mltrain.results.log import read_metrics
 from mltrain.results.table import get, runs
 from mltrain.results.trials import objective_of, space_of, trials_of
@@ -15,10 +16,7 @@ from mltrain.storage import open_store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_PANEL = (4.6, 3.4)
-_DPI = 144
 # Curves of more steps than this are means of so many intervals, the same for all runs in a picture.
 _INTERVALS = 60
 _NAMED = 12
@@ -34,10 +32,10 @@ def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]
 
     Raises:
         NotFoundError: a run does not exist, or none has metrics.
+        RequestError: a picture cannot be written.
         MissingDependencyError: matplotlib is not installed.
     """
     directory = Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     names: dict[str, str] = {}
     objectives: dict[str, None] = {}
@@ -77,7 +75,7 @@ def learning_curves(histories: Mapping[str, pa.Table], objectives: Sequence[str]
     if not names:
         raise NotFoundError(f"nothing to draw: {', '.join(histories) or 'no run'} recorded no metrics")
     last = max((max(history["step"].to_pylist(), default=0) for history in histories.values()), default=0)
-    figure = _figure(len(names))
+    figure = figures.figure(len(names))
     axes = figure.subplots(1, len(names), squeeze=False).flatten()
     colors = _colors(len(histories))
     for axis, name in zip(axes, names, strict=True):
@@ -98,7 +96,7 @@ def learning_curves(histories: Mapping[str, pa.Table], objectives: Sequence[str]
         columns = 6 if max(map(len, labels)) < 16 else 2
         legend = zip(*entries, strict=True)
         figure.legend(*legend, loc="outside lower center", ncols=columns, fontsize="small", title=title)
-    return _save(figure, file)
+    return figures.save(figure, file)
 
 
 def sweep_overview(
@@ -117,8 +115,8 @@ def sweep_overview(
         MissingDependencyError: matplotlib is not installed.
     """
     panels = len(space) + 1
-    figure = _figure(panels)
-    axes = figure.subplots(*_grid(panels), squeeze=False, sharey=True).flatten()
+    figure = figures.figure(panels)
+    axes = figure.subplots(*figures.grid(panels), squeeze=False, sharey=True).flatten()
     measured = sorted((trial for trial in trials if metric in trial["metrics"]), key=lambda trial: trial["ended"])
     top = min(measured, key=lambda trial: _rank(trial, metric, mode), default=None)
     history = axes[len(space)]
@@ -136,12 +134,12 @@ def sweep_overview(
         figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
     history.set(xlabel="trials, as they ended")
     history.xaxis.get_major_locator().set_params(integer=True)
-    for axis in axes[:: _grid(panels)[1]]:
+    for axis in axes[:: figures.grid(panels)[1]]:
         axis.set(ylabel=metric)
     for axis in axes[panels:]:
         axis.remove()
     figure.suptitle(f"{file.stem.removesuffix('-sweep')}: {len(trials)} trials", fontsize="medium")
-    return _save(figure, file)
+    return figures.save(figure, file)
 
 
 def _points(
@@ -194,24 +192,3 @@ def _colors(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     return list(colormaps["viridis"](np.linspace(0.0, 0.9, count)))
-
-
-def _figure(panels: int) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(f"plots need matplotlib ({error}): pip install 'mltrain[notebook]'") from error
-    rows, columns = _grid(panels)
-    return Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.4), layout="constrained")
-
-
-def _grid(panels: int) -> tuple[int, int]:
-    """Rows and columns of panels."""
-    columns = 2 if panels == 4 else min(3, panels)
-    return -(-panels // columns), columns
-
-
-def _save(figure: "Figure", file: Path) -> Path:
-    # A Figure made without pyplot draws with Agg and belongs to no window.
-    figure.savefig(file, dpi=_DPI, format="png")
-    return file

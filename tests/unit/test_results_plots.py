@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mltrain import results
-from mltrain.errors import NotFoundError
+from mltrain.errors import NotFoundError, RequestError
 from mltrain.results.loggers import Loggers
 from mltrain.results.plots import learning_curves, sweep_overview
 from mltrain.storage import open_store
@@ -131,6 +131,14 @@ def test_a_run_without_metrics_cannot_be_drawn(tmp_path: Path) -> None:
     results.append(str(tmp_path), row("a", config=TRIAL))
     with pytest.raises(NotFoundError, match="a recorded no metrics"):
         results.plot(str(tmp_path), ["a"], tmp_path / "plots")
+
+
+def test_a_picture_that_cannot_be_written_is_the_callers_concern(tmp_path: Path) -> None:
+    recorded(tmp_path, "a", steps=3)
+    results.append(str(tmp_path), row("a", config=TRIAL))
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="file/a-curves.png cannot be written"):
+        results.plot(str(tmp_path), ["a"], tmp_path / "file")
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
