@@ -2,13 +2,20 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SAMPLES = {"damage": 60, "readers": 8, "garbage": 15, "protocol": 20}
+SAMPLES: dict[str, dict[str, Any]] = {
+    "damage": {"count": 60},
+    "readers": {"count": 8},
+    "garbage": {"count": 15},
+    "protocol": {"count": 20},
+    "outage": {"count": 1, "outage_s": 2.0},
+}
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_nothing_is_lost_and_nothing_believed(kind: str, tmp_path: Path) -> None:
-    result = importlib.import_module(f"tests.chaos.{kind}").run(SAMPLES[kind], 7, tmp_path)
+    result = importlib.import_module(f"tests.chaos.{kind}").run(seed=7, folder=tmp_path, **SAMPLES[kind])
     assert not result.failures, result.text()

@@ -46,11 +46,11 @@ class FaultyProxy:
         self.before_request: Callable[[str, str], None] = lambda method, path: None
         target = urlsplit(endpoint)
         assert target.hostname is not None and target.port is not None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, target.hostname, target.port))
-        self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
+        self._handler = _handler(self, target.hostname, target.port)
+        self.refusing = True
+        self._port = 0
+        self.accept()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
 
     def fail(self, fault: Fault, *, method: str = "", part_of_path: str = "", times: int = 1) -> None:
         """The next ``times`` requests of this method (any, if empty) to such a path meet ``fault``."""
@@ -67,10 +67,25 @@ class FaultyProxy:
                     return planned.fault
         return None
 
+    def refuse(self) -> None:
+        """Refuses connections from now on, and cuts those that are open at their next request."""
+        if not self.refusing:
+            self.refusing = True
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    def accept(self) -> None:
+        """Is there again, at the same port."""
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
+        self._server.daemon_threads = True
+        self._port = int(self._server.server_address[1])
+        self.refusing = False
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self.refuse()
 
 
 def _handler(proxy: FaultyProxy, host: str, port: int) -> type[BaseHTTPRequestHandler]:
@@ -80,6 +95,9 @@ def _handler(proxy: FaultyProxy, host: str, port: int) -> type[BaseHTTPRequestHa
         def _handle(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             proxy.before_request(self.command, self.path)
+            if proxy.refusing:
+                self._cut()
+                return
             fault = proxy.next_fault(self.command, self.path)
             if fault is Fault.HANG:
                 # It is readable when the client closes it.
