@@ -80,43 +80,38 @@ class Gatherer:
         self.layout = layout
         self.selected = selected
         self.dtypes = read_dtypes(selected)
-        self.ragged = selected.ragged
+        self._ragged_names = [column.name for column in selected.ragged]
         self._touched = touched
         self._first_shard = first_shard
         self._first_rows = first_rows
         # Those of the last step: the next one mostly reads the same. Others are unmapped when the source drops them.
         self._open: dict[int, _OpenShard] = {}
 
-    def fill(self, slot: Slot, segments: Sequence[Segment], *, epoch: int, step: int, global_rows: int) -> Batch:
-        """Copies the rows of segments, in order, into a slot; the batch is a view of it."""
-        rows = 0
-        ends = {column.name: 0 for column in self.ragged}
+    def at_hand(self, segments: Sequence[Segment]) -> bool:
+        """Whether all shards of some segments are open already."""
+        return all(s.shard in self._open or self.source.at_hand(self._first_shard + s.shard) for s in segments)
+
+    def open(self, segments: Sequence[Segment]) -> list["Piece"]:
+        """Maps what segments lie in; may wait for storage. One thread at a time."""
         self._open = {segment.shard: self._open.get(segment.shard) or self._map(segment.shard) for segment in segments}
-        for segment in segments:
+        return [(segment, *self._open[segment.shard]) for segment in segments]
+
+    def fill(self, slot: Slot, pieces: Sequence["Piece"], *, epoch: int, step: int, global_rows: int) -> Batch:
+        """Copies the rows of opened segments, in order, into a slot; the batch is a view of it. Any thread may."""
+        rows = 0
+        ends = dict.fromkeys(self._ragged_names, 0)
+        for segment, shard, matrices in pieces:
             start, rows = rows, rows + segment.count
-            shard, matrices = self._open[segment.shard]
             for dtype, matrix in matrices:
                 _take(matrix, segment.rows, slot.arrays[dtype][start:rows])
-            for column in self.ragged:
-                ends[column.name] = _take_ragged(shard, column.name, segment, slot, start, ends[column.name])
+            for name in ends:
+                ends[name] = _take_ragged(shard, name, segment, slot, start, ends[name])
             if slot.row_numbers is not None:
                 self._number(slot.row_numbers[start:rows].numpy(), segment)
-        return Batch(
-            schema=self.selected,
-            layout=self.layout,
-            matrices={dtype: slot.matrices[dtype][:rows] for dtype in self.dtypes},
-            ragged={
-                column.name: Ragged(
-                    slot.values[column.name][: ends[column.name]], slot.offsets[column.name][: rows + 1]
-                )
-                for column in self.ragged
-            },
-            row_numbers=None if slot.row_numbers is None else slot.row_numbers[:rows],
-            rows=rows,
-            global_rows=global_rows,
-            epoch=epoch,
-            step=step,
-        )
+        views = {dtype: matrix[:rows] for dtype, matrix in slot.matrices.items()}
+        ragged = {name: Ragged(slot.values[name][:end], slot.offsets[name][: rows + 1]) for name, end in ends.items()}
+        numbers = None if slot.row_numbers is None else slot.row_numbers[:rows]
+        return Batch(self.selected, self.layout, views, ragged, numbers, rows, global_rows, epoch, step)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Starts to download shards of the split."""
@@ -134,6 +129,7 @@ class Gatherer:
 
 
 _OpenShard: TypeAlias = tuple[Shard, list[tuple[str, NDArray[Any]]]]
+Piece: TypeAlias = tuple[Segment, Shard, list[tuple[str, NDArray[Any]]]]
 
 
 def read_dtypes(selected: Schema) -> tuple[str, ...]:

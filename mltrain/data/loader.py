@@ -16,7 +16,7 @@ from mltrain.errors import RequestError
 
 if TYPE_CHECKING:
     from mltrain.data.cuda import CudaFeed
-    from mltrain.data.gather import Gatherer, Slot
+    from mltrain.data.gather import Gatherer, Piece, Slot
 
 STATE_VERSION = 1
 # A batch and the one before it stay valid while the next ones are prepared.
@@ -24,6 +24,8 @@ _HELD = 2
 _JOIN_S = 0.2
 # Steps are planned together, about this many rows at a time: planning one costs nearly as much as planning several.
 _PLANNED_ROWS = 1 << 17
+# Without windows, so many times as far ahead is prefetched.
+_PREFETCHED_GROUPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +244,11 @@ class Loader:
             ]
         return self._slots
 
+    def _window_steps(self) -> int:
+        """Steps that a window lasts, about: what is prefetched are the windows that are open and those after them."""
+        entry = self._entry
+        return entry.window * entry.rows * entry.lanes // max(1, entry.shards * self.global_batch_size)
+
     def _epoch_order(self, epoch: int) -> EpochOrder:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self._make_order(epoch))
@@ -269,7 +276,8 @@ class _Iteration(Iterator[Batch]):
         epoch, first = loader.position
         self._loader = loader
         plan = _Plan(loader, epoch)
-        self._pipeline = Pipeline(iter(range(first, len(loader))), loader._ring(), plan.prepare)
+        steps = range(first, len(loader))
+        self._pipeline = Pipeline(steps, loader._ring(), plan.at_hand, plan.open, plan.gather)
         self._held: list[Slot] = []
         self._closed = self._ended = False
         self._finalizer = weakref.finalize(self, self._pipeline.close)
@@ -331,30 +339,36 @@ class _Plan:
         self._device = loader._device
         self._steps = len(loader)
         share = -(-min(self._size, self._order.total) // self._world_size)
-        self._group = max(1, _PLANNED_ROWS // max(1, share))
+        together = min(_PLANNED_ROWS // max(1, share), loader._window_steps())
+        self._group = max(1, together)
         self._planned = range(0)
         self._shares: list[list[Segment]] = []
 
-    def prepare(self, step: int, slot: "Slot") -> Batch:
-        """Gathers the share of a step."""
+    def at_hand(self, step: int) -> bool:
+        """Whether the shards of a step are open."""
+        return step not in self._planned or self._gatherer.at_hand(self._shares[step - self._planned.start])
+
+    def open(self, step: int) -> "tuple[int, list[Piece]]":
+        """Finds out what a step reads, and opens it."""
         if step not in self._planned:
             self._plan_from(step)
+        return step, self._gatherer.open(self._shares[step - self._planned.start])
+
+    def gather(self, opened: "tuple[int, list[Piece]]", slot: "Slot") -> Batch:
+        """Gathers the share of a step."""
         if self._device is not None:
             self._device.wait_until_free(slot)
-        batch = self._gatherer.fill(
-            slot,
-            self._shares[step - self._planned.start],
-            epoch=self._epoch,
-            step=step,
-            global_rows=min(self._size, self._order.total - step * self._size),
-        )
+        step, pieces = opened
+        global_rows = min(self._size, self._order.total - step * self._size)
+        batch = self._gatherer.fill(slot, pieces, epoch=self._epoch, step=step, global_rows=global_rows)
         return batch if self._device is None else self._device.copy(batch, slot)
 
     def _plan_from(self, step: int) -> None:
-        """Works out what this step and some after it read, and starts to fetch it where it is remote."""
-        if self._gatherer.source.remote:
-            self._gatherer.prefetch(self._order.upcoming(step, self._rank, self._world_size))
-        self._planned = range(step, min(step + self._group, self._steps))
+        """Works out what this step and some after it read, and has what comes next fetched and checked."""
+        ahead = range(step, min(step + _PREFETCHED_GROUPS * self._group, self._steps))
+        if self._gatherer.source.prefetches:
+            self._gatherer.prefetch(self._order.upcoming(ahead, self._rank, self._world_size))
+        self._planned = ahead[: self._group]
         self._shares = self._order.shares(self._planned, self._rank, self._world_size)
 
 

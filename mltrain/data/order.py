@@ -72,8 +72,8 @@ class EpochOrder(Protocol):
     def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
         """What one rank reads in each of some consecutive steps, in delivery order."""
 
-    def upcoming(self, step: int, rank: int, world_size: int) -> Sequence[int]:
-        """Shards that the rank reads from about this step on, in the order of need: what to prefetch."""
+    def upcoming(self, wanted: range, rank: int, world_size: int) -> Sequence[int]:
+        """Shards to prefetch before the first of these consecutive steps, in the order of need."""
 
 
 def steps(total: int, batch_size: int) -> int:
@@ -124,11 +124,14 @@ class SequentialEpoch:
             shard += 1
         return result
 
-    def upcoming(self, step: int, rank: int, world_size: int) -> Sequence[int]:
-        """The shard of this step's share and the next two."""
-        first, _, start, _ = share_bounds(step, self.total, self._batch_size, rank, world_size)
-        shard = int(np.searchsorted(self._starts, first + start, side="right")) - 1
-        return range(shard, min(shard + 3, len(self._starts) - 1))
+    def upcoming(self, wanted: range, rank: int, world_size: int) -> Sequence[int]:
+        """The shards that the rank reads in these steps."""
+        bounds = np.array([share_bounds(s, self.total, self._batch_size, rank, world_size) for s in wanted], np.int64)
+        first, start, stop = bounds[:, 0], bounds[:, 2], bounds[:, 3]
+        low = np.searchsorted(self._starts, first + start, side="right") - 1
+        high = np.searchsorted(self._starts, first + stop, side="left")
+        counts = np.maximum(high - low, 0)
+        return np.unique(np.repeat(low, counts) + _ranks(counts)).tolist()  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +219,13 @@ class ShuffledEpoch:
             first = end
         return result
 
-    def upcoming(self, step: int, rank: int, world_size: int) -> Sequence[int]:
-        """Shards of the windows that this step's share lies in, then of the windows after those."""
-        now = np.unique(self._pieces(range(step, step + 1), rank, world_size)[1])
-        following = np.setdiff1d(np.minimum(now + 1, len(self._window_starts) - 2), now)
+    def upcoming(self, wanted: range, rank: int, world_size: int) -> Sequence[int]:
+        """Shards of the windows that the first step's share lies in, then of those that follow in the same lanes."""
+        now = np.unique(self._pieces(wanted[:1], rank, world_size)[1])
+        following = now + 1
+        # The next lane's first window was somebody's at the start of the epoch.
+        opens_lane = np.isin(self._window_starts[following], self._lane_starts)
+        following = np.setdiff1d(following[~opens_lane], now)
         shards = [int(self._line[i]) for group in (now, following) for i in self._fragments(group)]
         return list(dict.fromkeys(shards))
 

@@ -2,12 +2,13 @@
 
 import collections
 import itertools
+import logging
 import os
 import queue
 import threading
 import weakref
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from mltrain.data.cache import NodeCache
@@ -20,15 +21,21 @@ from mltrain.storage import Store
 REPAIR = "Build the dataset again to repair it"
 _OPEN_SHARDS = 2048
 _FETCHERS = 8
+# Of files that are here already.
+_CHECKERS = 1
+# A log line says that a shard is waited for, so often.
+_PATIENCE_S = 10.0
 _EVICTED_ATTEMPTS = 10
 _CHECKED_SHARDS = 16
+
+logger = logging.getLogger(__name__)
 
 # Files that this process has hashed: (path, device, inode, size, time of change) of each.
 _verified: set[tuple[str, int, int, int, int]] = set()
 
 
 class ShardSource:
-    """Opens the shards of a dataset, each verified once per process.
+    """Opens the shards of a dataset, each verified once per process, and those that come next ahead of need.
 
     Args:
         store: the dataset's root.
@@ -39,19 +46,22 @@ class ShardSource:
     """
 
     def __init__(self, store: Store, schema: Schema, index: ShardIndex, cache: NodeCache | None) -> None:
-        self._store = store
-        self._schema = schema
-        self._index = index
-        self._cache = None if is_local(store) else cache or NodeCache()
+        self._opener = _Opener(store, schema, index, None if is_local(store) else cache or NodeCache())
         self._open: collections.OrderedDict[int, tuple[Shard, Path]] = collections.OrderedDict()
-        self._fetching: dict[int, Future[Path]] = {}
+        self._pending: dict[int, Future[None]] = {}
+        self._checked: set[int] = set()
         self._fetchers: _Fetchers | None = None
         self._lock = threading.Lock()
 
     @property
     def remote(self) -> bool:
         """Whether shards have to be fetched."""
-        return self._cache is not None
+        return self._opener.cache is not None
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether :meth:`prefetch` has anything to do."""
+        return self.remote or len(self._checked) < self._opener.shards
 
     def shard(self, number: int) -> Shard:
         """The shard at a position of the index.
@@ -65,35 +75,58 @@ class ShardSource:
             if held is not None:
                 self._open.move_to_end(number)
                 return held[0]
-        try:
-            shard, file = self._map(number)
-            # Rows are gathered without a look at where a shard ends.
-            if shard.rows != self._index.rows[number]:
-                raise DamagedError(f"shard {file} has {shard.rows} rows; the manifest says {self._index.rows[number]}")
-        except DamagedError as error:
-            raise DamagedError(f"{error}. {REPAIR}") from error
+        opened = self._opened(number)
         with self._lock:
-            self._open[number] = (shard, file)
+            self._open[number] = opened
             while len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)
-            if self._cache is not None:
+            if self.remote:
                 self._drop_evicted()
-        return shard
+        return opened[0]
+
+    def at_hand(self, number: int) -> bool:
+        """Whether opening the shard takes next to no time."""
+        pending = self._pending.get(number)
+        return number in self._open or number in self._checked or (pending is not None and pending.done())
 
     def prefetch(self, numbers: Iterable[int]) -> None:
-        """Starts to download shards that will be needed, in this order, and returns at once. Local roots need none."""
-        if self._cache is None:
-            return
+        """Starts to fetch and check shards that will be needed, in this order, and returns at once."""
+        wanted = list(numbers)
         with self._lock:
-            for number in numbers:
-                if number not in self._open and number not in self._fetching:
+            self._forget_after_fork()
+            # What else is there was wanted by somebody who went elsewhere.
+            stale = {number for number, pending in self._pending.items() if pending.done()}.difference(wanted)
+            for number in stale:
+                del self._pending[number]
+            for number in wanted:
+                if not (number in self._open or number in self._checked or number in self._pending):
                     if self._fetchers is None:
-                        self._fetchers = _Fetchers(self._store, self._cache)
+                        self._fetchers = _Fetchers(self._opener)
                         weakref.finalize(self, self._fetchers.close)
-                    self._fetching[number] = self._fetchers.submit(*self._blob(number))
+                    self._pending[number] = self._fetchers.submit(number)
 
-    def _blob(self, number: int) -> tuple[str, int]:
-        return self._index.blob_name(number), int(self._index.size_bytes[number])
+    def _opened(self, number: int) -> tuple[Shard, Path]:
+        """Opens a shard, once it has been fetched where that has begun."""
+        with self._lock:
+            self._forget_after_fork()
+            pending = self._pending.pop(number, None)
+        # One that failed before anybody needed it says nothing about storage now.
+        if pending is not None and not pending.done():
+            waited_s = 0.0
+            while not wait([pending], _PATIENCE_S).done:
+                waited_s += _PATIENCE_S
+                logger.warning("waiting for %s since %.0f s", self._opener.describe(number), waited_s)
+            pending.result()
+        opened = self._opener.open(number)
+        if not self.remote:
+            self._checked.add(number)
+        return opened
+
+    def _forget_after_fork(self) -> None:
+        """A child process has none of its parent's threads."""
+        if self._fetchers is not None and self._fetchers.process != os.getpid():
+            self._fetchers = None
+            self._pending.clear()
 
     def _drop_evicted(self) -> None:
         """Unmaps shards that the cache has dropped and nobody used lately: until then they take disk space unseen."""
@@ -101,25 +134,64 @@ class ShardSource:
             if not file.exists():
                 del self._open[number]
 
-    def _map(self, number: int) -> tuple[Shard, Path]:
-        name, size_bytes = self._blob(number)
-        if self._cache is None:
+
+class _Opener:
+    """Fetches, checks and maps shards.
+
+    Args:
+        store: the dataset's root.
+        schema: its schema.
+        index: its shards.
+        cache: for a remote root.
+    """
+
+    def __init__(self, store: Store, schema: Schema, index: ShardIndex, cache: NodeCache | None) -> None:
+        self.cache = cache
+        self.shards = len(index)
+        self._store = store
+        self._schema = schema
+        self._index = index
+
+    def describe(self, number: int) -> str:
+        """The shard, for messages."""
+        return f"shard {self._store.join(blob_path(self._index.blob_name(number)))}"
+
+    def open(self, number: int, cancelled: Callable[[], bool] = lambda: False) -> tuple[Shard, Path]:
+        """A shard in a mapping of its own, and its file.
+
+        Raises:
+            DamagedError: it is missing or its bytes are wrong, in storage too.
+            StorageError: storage failed past its deadline, or the cache's disk is full.
+            InterruptedError: cancelled.
+        """
+        try:
+            shard, file = self._map(number, cancelled)
+            # Rows are gathered without a look at where a shard ends.
+            if shard.rows != self._index.rows[number]:
+                raise DamagedError(f"shard {file} has {shard.rows} rows; the manifest says {self._index.rows[number]}")
+        except DamagedError as error:
+            raise DamagedError(f"{error}. {REPAIR}") from error
+        return shard, file
+
+    def _map(self, number: int, cancelled: Callable[[], bool]) -> tuple[Shard, Path]:
+        name, size_bytes = self._index.blob_name(number), int(self._index.size_bytes[number])
+        if self.cache is None:
             file = Path(self._store.join(blob_path(name)))
             return self._open_in_place(file, name, size_bytes), file
-        file = self._local_copy(number)
-        for _ in range(_EVICTED_ATTEMPTS):
+        for attempt in range(_EVICTED_ATTEMPTS):
+            file = self.cache.fetch(self._store, blob_path(name), blob=name, size_bytes=size_bytes, cancelled=cancelled)
             try:
                 return _open_verified(file, self._schema, name, size_bytes), file
+            except FileNotFoundError:
+                continue
             except DamagedError:
                 # The disk of this node damaged it: once more from storage.
-                self._cache.discard(name)
-                file = self._fetch(number)
-                return _open_verified(file, self._schema, name, size_bytes), file
-            except FileNotFoundError:
-                file = self._fetch(number)
+                if attempt:
+                    raise
+                self.cache.discard(name)
         raise StorageError(
-            f"the cache {self._cache.path} drops shards before they can be opened: its budget of "
-            f"{self._cache.budget_bytes} bytes is too small for this node's readers; set cache.budget_bytes"
+            f"the cache {self.cache.path} drops shards before they can be opened: its budget of "
+            f"{self.cache.budget_bytes} bytes is too small for this node's readers; set cache.budget_bytes"
         )
 
     def _open_in_place(self, file: Path, name: str, size_bytes: int) -> Shard:
@@ -128,56 +200,41 @@ class ShardSource:
         except FileNotFoundError as error:
             raise DamagedError(f"shard {file} is missing although the manifest names it") from error
 
-    def _local_copy(self, number: int) -> Path:
-        with self._lock:
-            pending = self._fetching.get(number)
-        if pending is None:
-            return self._fetch(number)
-        try:
-            return pending.result()
-        finally:
-            with self._lock:
-                self._fetching.pop(number, None)
-
-    def _fetch(self, number: int) -> Path:
-        if self._cache is None:
-            raise ValueError("a local shard needs no fetching")
-        name, size_bytes = self._blob(number)
-        return self._cache.fetch(self._store, blob_path(name), blob=name, size_bytes=size_bytes)
-
 
 class _Fetchers:
-    """Threads that download ahead. Daemons, unlike those of ThreadPoolExecutor: a process may end in mid-download."""
+    """Threads that fetch and check ahead. Daemons, not a ThreadPoolExecutor: a process may end in mid-download.
 
-    def __init__(self, store: Store, cache: NodeCache) -> None:
-        self._store = store
-        self._cache = cache
-        self._queue: queue.SimpleQueue[tuple[str, int, Future[Path]] | None] = queue.SimpleQueue()
+    Args:
+        opener: opens shards.
+    """
+
+    def __init__(self, opener: _Opener) -> None:
+        self.process = os.getpid()
+        self._opener = opener
+        self._queue: queue.SimpleQueue[tuple[int, Future[None]] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        for number in range(_FETCHERS):
+        self._threads = _CHECKERS if opener.cache is None else _FETCHERS
+        for number in range(self._threads):
             threading.Thread(target=self._run, name=f"mltrain-fetch-{number}", daemon=True).start()
 
-    def submit(self, blob: str, size_bytes: int) -> "Future[Path]":
-        """Queues a download."""
-        future: Future[Path] = Future()
-        self._queue.put((blob, size_bytes, future))
+    def submit(self, number: int) -> "Future[None]":
+        """Queues a shard."""
+        future: Future[None] = Future()
+        self._queue.put((number, future))
         return future
 
     def close(self) -> None:
         """Ends the threads after the downloads that have begun."""
         self._closed.set()
-        for _ in range(_FETCHERS):
+        for _ in range(self._threads):
             self._queue.put(None)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None and not self._closed.is_set():
-            blob, size_bytes, future = item
+            number, future = item
             try:
-                future.set_result(
-                    self._cache.fetch(
-                        self._store, blob_path(blob), blob=blob, size_bytes=size_bytes, cancelled=self._closed.is_set
-                    )
-                )
+                self._opener.open(number, self._closed.is_set)
+                future.set_result(None)
             # It is raised where the shard is needed.
             except BaseException as error:
                 future.set_exception(error)

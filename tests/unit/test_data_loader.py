@@ -66,7 +66,7 @@ def threads_of_other_tests() -> None:
 
 
 def loader_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("mltrain-")} - _ELSEWHERE
+    return {thread for thread in threading.enumerate() if thread.name.startswith("mltrain-loader")} - _ELSEWHERE
 
 
 def wait_for_no_threads() -> None:
@@ -334,7 +334,7 @@ def test_damage_surfaces_where_the_batch_is_taken(tmp_path: Path) -> None:
     raw[len(raw) // 2] ^= 4
     file.unlink()
     file.write_bytes(raw)
-    with pytest.raises(DamagedError, match=f"{blob}.arrow is damaged: .* build the dataset again to repair it"):
+    with pytest.raises(DamagedError, match=f"{blob}.arrow is damaged: .* Build the dataset again to repair it"):
         list(Loader(made, "train", global_batch_size=BATCH))
     wait_for_no_threads()
     file.unlink()

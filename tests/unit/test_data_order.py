@@ -171,9 +171,21 @@ def test_upcoming_names_every_shard_of_the_share_first() -> None:
     made = epoch_of(shards, 4, 3, 128)
     for step in range(0, order.steps(made.total, 128), 3):
         needed = {segment.shard for segment in share(made, step, 1, 2)}
-        upcoming = list(made.upcoming(step, 1, 2))
+        upcoming = list(made.upcoming(range(step, step + 1), 1, 2))
         assert needed <= set(upcoming)
         assert len(upcoming) == len(set(upcoming))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_what_is_prefetched_is_what_is_read(shuffle: bool) -> None:
+    """No node prefetches the first window of the lane after its own."""
+    shards = [50] * 64
+    made = epoch_of(shards, 8, 2, 128) if shuffle else SequentialEpoch(shards, 128)
+    total = order.steps(made.total, 128)
+    for rank in range(4):
+        read = {segment.shard for step in range(total) for segment in share(made, step, rank, 4)}
+        prefetched = {shard for step in range(total) for shard in made.upcoming(range(step, step + 1), rank, 4)}
+        assert prefetched == read
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 1}, {"split": "test"}])
