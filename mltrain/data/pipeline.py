@@ -8,17 +8,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from mltrain.data.batch import Batch
-
 Slot = TypeVar("Slot")
 Work = TypeVar("Work")
+Prepared = TypeVar("Prepared")
 
 _JOIN_S = 5.0
 _LOOK_FOR_WORK = -1
-_running: "weakref.WeakSet[Pipeline[Any, Any]]" = weakref.WeakSet()
+_running: "weakref.WeakSet[Pipeline[Any, Any, Any]]" = weakref.WeakSet()
 
 
-class Pipeline(Generic[Slot, Work]):
+class Pipeline(Generic[Slot, Work, Prepared]):
     """Prepares each step in a thread, at most as far ahead as there are free slots.
 
     A step is first *opened*: planned, its files waited for, mapped and checked. That is done by the thread only, in the
@@ -41,7 +40,7 @@ class Pipeline(Generic[Slot, Work]):
         slots: list[Slot],
         at_hand: Callable[[int], bool],
         open_step: Callable[[int], Work],
-        gather: Callable[[Work, Slot], Batch],
+        gather: Callable[[Work, Slot], Prepared],
     ) -> None:
         self._steps = steps
         self._at_hand, self._open_step, self._gather = at_hand, open_step, gather
@@ -50,9 +49,9 @@ class Pipeline(Generic[Slot, Work]):
             self._free.put(slot)
         # Opened and not begun, oldest first.
         self._opened: collections.deque[tuple[int, Slot, Work]] = collections.deque()
-        self._ready: queue.SimpleQueue[tuple[int, tuple[Batch, Slot] | BaseException | None]] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[int, tuple[Prepared, Slot] | BaseException | None]] = queue.SimpleQueue()
         # Of the one who takes batches: what came out of order, what comes next, and whether it waits or gathers.
-        self._taken: dict[int, tuple[Batch, Slot] | BaseException | None] = {}
+        self._taken: dict[int, tuple[Prepared, Slot] | BaseException | None] = {}
         self._next = steps.start
         self._idle = self._helping = False
         self._closed = threading.Event()
@@ -60,7 +59,7 @@ class Pipeline(Generic[Slot, Work]):
         self._thread.start()
         _running.add(self)
 
-    def take(self) -> tuple[Batch, Slot] | None:
+    def take(self) -> tuple[Prepared, Slot] | None:
         """The next batch and its slot; None after the last one.
 
         Raises:
@@ -119,7 +118,7 @@ class Pipeline(Generic[Slot, Work]):
         except IndexError:
             return None
 
-    def _gathered(self, step: int, slot: Slot, work: Work) -> tuple[Batch, Slot] | BaseException:
+    def _gathered(self, step: int, slot: Slot, work: Work) -> tuple[Prepared, Slot] | BaseException:
         try:
             return self._gather(work, slot), slot
         # Raised where the batch is taken, after those before it.

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -15,9 +14,9 @@ STEPS = range(3, 11)
 
 @contextmanager
 def pipeline(
-    gather: Callable[[int, str], Any], open_step: Callable[[int], int] = lambda step: step
-) -> Iterator[Pipeline[str, int]]:
-    made: Pipeline[str, int] = Pipeline(STEPS, ["a", "b", "c", "d"], lambda step: True, open_step, gather)
+    gather: Callable[[int, str], int], open_step: Callable[[int], int] = lambda step: step
+) -> Iterator[Pipeline[str, int, int]]:
+    made: Pipeline[str, int, int] = Pipeline(STEPS, ["a", "b", "c", "d"], lambda step: True, open_step, gather)
     try:
         yield made
     finally:
@@ -25,7 +24,7 @@ def pipeline(
         assert made.join(10)
 
 
-def take_all(made: Pipeline[str, int]) -> list[Any]:
+def take_all(made: Pipeline[str, int, int]) -> list[int]:
     taken = []
     while (item := made.take()) is not None:
         taken.append(item[0])
