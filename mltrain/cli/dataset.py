@@ -13,6 +13,7 @@ from mltrain.errors import RequestError
 
 if TYPE_CHECKING:
     from mltrain.data import Dataset
+    from mltrain.features import BuildReport
 
 _reference = click.argument("reference", required=False, metavar="[NAME|NAME@DIGEST|DIGEST|URI]")
 _root = click.option(
@@ -47,7 +48,17 @@ def build(out: Output, config: str | None, overrides: Sequence[str]) -> None:
         f"dataset {report.name} {done}: {rows} rows, {report.shards} shards",
         f"digest  {report.digest}",
         f"at      {report.uri}",
+        *_growth(report),
     )
+
+
+def _growth(report: "BuildReport") -> list[str]:
+    """What a build with a base did, and what it advises."""
+    lines = []
+    if report.changes is not None:
+        counts = ", ".join(f"{count:,} {what}" for what, count in report.changes.items())
+        lines.append(f"grown   from {report.base}: rows {counts}")
+    return [*lines, f"advice  {report.advice}"] if report.advice else lines
 
 
 @dataset.command(epilog=example("mltrain dataset show adult --root s3://ml/prod"))

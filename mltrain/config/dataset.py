@@ -12,6 +12,7 @@ LabelType = Literal["binary", "multiclass", "multilabel", "regression"]
 FeatureType = Literal["numeric", "categorical", "hashed", "id_list", "vector"]
 Missing = Literal["impute", "indicator", "refuse"]
 Class = bool | int | float | str
+Reference = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]{64})?|[0-9a-f]{64})$")]
 
 OPTIONS: Mapping[FeatureType, tuple[str, ...]] = {
     "numeric": ("impute", "scale", "decimal_scale", "missing"),
@@ -255,6 +256,9 @@ kept and split columns never match."""
     """Which rows are in which split."""
     rows_per_shard: PositiveInt = 131_072
     """A target for the size of shards."""
+    base: Reference | None = None
+    """A dataset below the same root (`name`, `name@digest`) to grow from: its fitted transforms and its unchanged \
+shards are kept. A plain name is what it points at when the build starts."""
 
     @model_validator(mode="before")
     @classmethod
@@ -305,6 +309,19 @@ kept and split columns never match."""
         kinds = [label.type for label in self.all_labels.values()]
         if len(kinds) > 1 or kinds[0] not in ("binary", "multiclass"):
             raise ValueError(f"split stratified needs column: the labels are {', '.join(kinds)}, not one class each")
+        return self
+
+    @model_validator(mode="after")
+    def _can_grow(self) -> Self:
+        if self.base is None:
+            return self
+        if not self.key:
+            raise ValueError("base needs key: without one, rows cannot be found again; set key, or leave base out")
+        if self.split.method in ("time", "stratified"):
+            raise ValueError(
+                f"base does not go with split {self.split.method}: rows would change their split as the table grows; "
+                "split by random, group or column, or leave base out"
+            )
         return self
 
     @property

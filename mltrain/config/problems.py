@@ -11,7 +11,7 @@ from mltrain.errors import ConfigError
 
 _SHOWN = 5
 # Part of the format that this version cannot do: who writes them has not mistyped anything.
-_KEYS_TO_COME = frozenset({("dataset", "base"), ("tune", "folds"), ("tune", "budget"), ("cluster", "market")})
+_KEYS_TO_COME = frozenset({("tune", "folds"), ("tune", "budget"), ("cluster", "market")})
 _VALUES_TO_COME = frozenset(
     {
         ("train", "collectives", "torch"),
@@ -114,6 +114,7 @@ def _wanted(detail: Any) -> str:
 
 _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$": "letters, digits, '.', '_' and '-', a letter or digit first",
+    r"^([A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]{64})?|[0-9a-f]{64})$": "a dataset's name, name@digest or digest",
     r"^[^:\s]+:[A-Za-z_]\w*$": "package.module:name or ./file.py:name",
     r"^[A-Za-z0-9][\w.-]*/\w[\w.@/-]*$": "<split>/<name>, as in validation/auc",
 }

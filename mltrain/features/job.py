@@ -4,7 +4,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,18 +17,22 @@ from mltrain.config import DatasetFile, DatasetSpec
 from mltrain.data import keys
 from mltrain.data.manifest import Manifest, ShardEntry, assemble
 from mltrain.data.publish import Build
+from mltrain.data.schema import FINGERPRINT
 from mltrain.data.shard import blob_path
-from mltrain.errors import BuildError, RequestError
-from mltrain.features import census, provenance, splits, statistics
+from mltrain.errors import BuildError, RequestError, TableError
+from mltrain.features import census, growth, inherit, provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
 from mltrain.features.engine import arrow_batches, engine_errors, session
+from mltrain.features.fingerprint import fingerprint_sql
 from mltrain.features.fit import dataset_schema, fit
+from mltrain.features.growth import Growth
 from mltrain.features.plan import NUMBER, Plan, plan
 from mltrain.features.problems import refuse
 from mltrain.features.scatter import Encoder, Places, scatter
 from mltrain.features.statistics import Statistics
 from mltrain.features.table import Source, open_table
 from mltrain.storage import Store, open_store
+from mltrain.transforms import FittedTransforms
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,7 @@ MEDIAN_ROWS = 1 << 16
 are in the training split count."""
 _MEDIAN_VALUES = 1 << 24
 _MEDIAN_DOMAIN = "mltrain/median"
+_FEW_SHARDS = 16
 
 Progress = Callable[[str], None]
 
@@ -54,6 +59,10 @@ class BuildReport:
         shards: number of shards.
         seconds: wall time.
         reused: a dataset with this digest was there already.
+        base: digest of the dataset that it grew from.
+        changes: rows that were added, changed and removed since the base; None without a base, or when nothing had to
+            be looked at.
+        advice: what would make the dataset better, if something would.
     """
 
     name: str
@@ -64,6 +73,20 @@ class BuildReport:
     shards: int
     seconds: float
     reused: bool
+    base: str | None = None
+    changes: Mapping[str, int] | None = None
+    advice: str | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A dataset whose shards are in storage, and what goes there with its manifest."""
+
+    manifest: Manifest
+    blobs: Mapping[str, pa.Buffer]
+    details: Mapping[str, Any]
+    changes: Mapping[str, int] | None = None
+    advice: str | None = None
 
 
 def build(file: DatasetFile, *, spark: SparkSession | None = None, progress: Progress | None = None) -> BuildReport:
@@ -112,17 +135,22 @@ class _Build:
         planned, problems = plan(spec, source.schema, source.unreadable)
         refuse(subject, problems)
         recipe = provenance.recipe(spec, source)
-        if (manifest := provenance.same_build(self.store, self.file.name, recipe)) is not None:
+        base = inherit.resolve(self.store, spec.base) if spec.base else None
+        if (manifest := provenance.same_build(self.store, self.file.name, recipe, base)) is not None:
             self.progress(f"dataset {self.file.name} is up to date")
-            return self._report(manifest, reused=True)
+            return self._report(manifest, base, reused=True)
         sizes = {name: feature.size for name, feature in planned.features.items() if feature.size}
         with (
             Build.start(self.store, self.file.name, self.id, self.progress) as build,
             arrow_batches(self.spark, source.schema, sizes),
         ):
-            return self._make(source, planned, recipe, build)
+            made = self._grown(source, planned, base) if base else self._fresh(source, planned)
+            record = provenance.record(self.file, source, recipe, base, self.started, self.spark.version)
+            reused = self.store.exists(made.manifest.path)
+            manifest = build.publish(made.manifest, made.blobs, {**record, **made.details})
+        return self._report(manifest, base, reused=reused, changes=made.changes, advice=made.advice)
 
-    def _make(self, source: Source, planned: Plan, recipe: str, build: Build) -> BuildReport:
+    def _fresh(self, source: Source, planned: Plan) -> _Made:
         spec, subject = self.file.dataset, source.described
         self.progress(f"reading {subject} and fitting {len(planned.features)} features")
         frame, names = self._rows(source, planned)
@@ -137,31 +165,86 @@ class _Build:
         refuse(subject, problems)
         places = Places.plan(rows, spec.rows_per_shard)
         self.progress(f"writing {counted.rows:,} rows to {places.count} shards")
-        schema = dataset_schema(transforms, planned, spec.key)
+        schema = replace(dataset_schema(transforms, planned, spec.key), fingerprints=planned.keyed)
+        if planned.keyed:
+            frame = _fingerprinted(frame, planned, transforms)
         encoder = Encoder(self.store, places, transforms, schema, tuple(planned.identity.names), planned.keyed)
         entries, complaints = scatter(frame, planned.identity, encoder)
         refuse(subject, complaints)
         _verify(names, counted, entries)
         fitted, blobs = transforms.to_json()
-        manifest, manifest_blobs = assemble(schema, fitted, names, entries)
-        reused = self.store.exists(manifest.path)
+        # Rows without a key cannot be found again: such a dataset does not grow.
+        buckets = {name: (count,) for name, count in zip(names, places.buckets, strict=True)} if planned.keyed else None
+        manifest, manifest_blobs = assemble(schema, fitted, names, entries, buckets=buckets)
         vocabularies = {blob_path(name): pa.py_buffer(data) for name, data in blobs.items()}
-        record = {
-            **provenance.record(self.file, source, recipe, self.started, self.spark.version),
-            "rows": dict(rows),
-            "statistics": _summary(found),
-        }
-        manifest = build.publish(manifest, {**vocabularies, **manifest_blobs}, record)
-        return self._report(manifest, reused=reused)
+        return _Made(manifest, {**vocabularies, **manifest_blobs}, {"rows": dict(rows), "statistics": _summary(found)})
 
-    def _rows(self, source: Source, planned: Plan) -> tuple[DataFrame, tuple[str, ...]]:
+    def _grown(self, source: Source, planned: Plan, digest: str) -> _Made:
+        spec, subject = self.file.dataset, source.described
+        base = inherit.open_base(self.store, spec.base or digest, digest)
+        refuse(f"{subject} cannot grow dataset {digest[:16]}…", inherit.problems(base, spec, planned))
+        self.progress(f"reading {subject} and comparing it with dataset {digest[:16]}…")
+        frame, names = self._rows(source, planned, base.splits)
+        counted = census.take(frame, planned.identity, planned.checks)
+        rows = _rows_per_split(names, counted)
+        empty = _empty_splits(names, rows, counted)
+        refuse(subject, [*counted.problems(planned.checks), *_why_empty(frame, planned, empty)])
+        frame = _fingerprinted(frame, planned, base.transforms)
+        ranges = growth.Ranges.of(self.store, base.manifest)
+        found = growth.differences(frame, ranges, planned.identity).persist()
+        try:
+            change = growth.summary(found, base.manifest)
+            places = change.places(base.manifest, spec.rows_per_shard)
+            encoder = Encoder(
+                self.store, places, base.transforms, base.manifest.schema, tuple(planned.identity.names), True
+            )
+            entries, complaints = self._encode(frame, found, change, base.manifest, encoder)
+        finally:
+            found.unpersist()
+        refuse(subject, complaints)
+        _verify(names, counted, entries)
+        manifest, blobs = base.manifest, dict[str, pa.Buffer]()
+        if not change.nothing:
+            buckets = change.buckets(base.manifest, places)
+            manifest, blobs = assemble(manifest.schema, manifest.transforms, names, entries, buckets=buckets)
+        changes = {"added": sum(change.added), "changed": change.changed, "removed": change.gone}
+        details = {"rows": dict(rows), "changes": changes}
+        return _Made(manifest, blobs, details, changes, _advice(manifest, rows, spec.rows_per_shard))
+
+    def _encode(
+        self, frame: DataFrame, found: DataFrame, change: Growth, base: Manifest, encoder: Encoder
+    ) -> tuple[list[ShardEntry], list[str]]:
+        """Entries of all shards of the grown dataset."""
+        kept = list(growth.untouched(self.store, base, change))
+        if change.nothing:
+            self.progress("no row has changed")
+            return kept, []
+        self.progress(
+            f"writing {sum(change.added):,} added and {change.changed:,} changed rows, taking out {change.gone:,}; "
+            f"{len(kept)} of {len(base.index)} shards stay as they are"
+        )
+        made, complaints = growth.grow(frame, found, change, base, encoder)
+        return [*kept, *made], complaints
+
+    def _rows(
+        self, source: Source, planned: Plan, known: tuple[str, ...] | None = None
+    ) -> tuple[DataFrame, tuple[str, ...]]:
+        """The table with the position of each row's split, and the names of the splits; those of a base are given."""
         frame = source.frame
         if not planned.keyed:
             frame = _numbered(frame, source.schema)
-        names, split = _split(frame, self.file.dataset, planned)
+        names, split = _split(frame, self.file.dataset, planned, known)
         return frame.withColumn(SPLIT, F.expr(split)), names
 
-    def _report(self, manifest: Manifest, *, reused: bool) -> BuildReport:
+    def _report(
+        self,
+        manifest: Manifest,
+        base: str | None,
+        *,
+        reused: bool,
+        changes: Mapping[str, int] | None = None,
+        advice: str | None = None,
+    ) -> BuildReport:
         return BuildReport(
             name=self.file.name,
             digest=manifest.digest,
@@ -171,6 +254,9 @@ class _Build:
             shards=len(manifest.index),
             seconds=time.monotonic() - self.began,
             reused=reused,
+            base=base,
+            changes=changes,
+            advice=advice,
         )
 
 
@@ -181,7 +267,24 @@ def _numbered(frame: DataFrame, schema: pa.Schema) -> DataFrame:
     return frame.withColumn(NUMBER, F.row_number().over(window).cast("bigint") - F.lit(1))
 
 
-def _split(frame: DataFrame, spec: DatasetSpec, planned: Plan) -> tuple[tuple[str, ...], str]:
+def _fingerprinted(frame: DataFrame, planned: Plan, transforms: FittedTransforms) -> DataFrame:
+    return frame.withColumn(FINGERPRINT, F.expr(fingerprint_sql(inherit.used_columns(planned, transforms))))
+
+
+def _advice(manifest: Manifest, rows: Mapping[str, int], rows_per_shard: int) -> str | None:
+    """Every growth adds shards, and small ones: when a fresh build would have half as many it is time for one."""
+    fresh = Places.plan(rows, rows_per_shard).count
+    if len(manifest.index) < 2 * fresh + _FEW_SHARDS:
+        return None
+    return (
+        f"the dataset has grown to {len(manifest.index)} shards, and a fresh build would have about {fresh}: "
+        f"{inherit.FRESH} when it is convenient, which also fits the transforms anew"
+    )
+
+
+def _split(
+    frame: DataFrame, spec: DatasetSpec, planned: Plan, known: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], str]:
     """Names of the splits in canonical order, and Spark SQL for a row's position among them."""
     by, names = spec.split, tuple(spec.split.fractions)
     if by.method == "random":
@@ -194,7 +297,11 @@ def _split(frame: DataFrame, spec: DatasetSpec, planned: Plan) -> tuple[tuple[st
     if by.method == "time":
         return names, splits.by_time(frame, name, planned.schema.field(name).type, by.fractions)
     names = splits.names_in(frame, name)
-    return names, splits.by_column(name, names)
+    if known is None or set(names) == set(known):
+        return known or names, splits.by_column(name, known or names)
+    raise TableError(
+        f"split column {name!r} names {', '.join(names)}, and the base has {', '.join(known)}; {inherit.FRESH}"
+    )
 
 
 def _rows_per_split(names: Sequence[str], counted: Census) -> dict[str, int]:

@@ -17,26 +17,28 @@ from mltrain.errors import DamagedError, NotFoundError
 from mltrain.features.table import Source
 from mltrain.storage import Store
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Changes when the same file and the same rows would give another dataset."""
 
 
 def recipe(spec: DatasetSpec, source: Source) -> str:
-    """Hash of everything that determines the dataset: builds with one recipe have one digest."""
-    settled = spec.model_dump(mode="json", exclude={"table", "version", "timestamp"})
+    """Hash of everything that determines the rows: builds with one recipe and one base have one digest."""
+    settled = spec.model_dump(mode="json", exclude={"table", "version", "timestamp", "base"})
     content = {"version": RECIPE_VERSION, "table": [source.table_id, source.version], "dataset": settled}
     # Not canonical JSON: of patterns and splits the order counts.
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def same_build(store: Store, name: str, wanted: str) -> Manifest | None:
+def same_build(store: Store, name: str, wanted: str, base: str | None) -> Manifest | None:
     """The dataset that ``name`` points at, if a build with this recipe made it and all of it is in storage, whole.
 
+    It was made so if it grew from the same base, or is the base: grown by rows that it has already.
     Whoever builds again because something is damaged gets it repaired: so what is there is read, not believed.
     """
     try:
         pointer = read_pointer(store, name)
-        if read_record(store, pointer["build"]).get("recipe") != wanted:
+        record = read_record(store, pointer["build"])
+        if record.get("recipe") != wanted or base not in (record.get("base"), base and pointer["digest"]):
             return None
         manifest = read_manifest(store, manifest_path(pointer["digest"]))
     except (NotFoundError, DamagedError):
@@ -44,10 +46,13 @@ def same_build(store: Store, name: str, wanted: str) -> Manifest | None:
     return manifest if all_intact(store, manifest) else None
 
 
-def record(file: DatasetFile, source: Source, recipe: str, started: datetime, spark_version: str) -> dict[str, Any]:
+def record(
+    file: DatasetFile, source: Source, recipe: str, base: str | None, started: datetime, spark_version: str
+) -> dict[str, Any]:
     """Plain data for ``builds/<id>.json``."""
     return {
         "recipe": recipe,
+        "base": base,
         "table": source.provenance(),
         "config": to_yaml(file),
         "started": started.isoformat(timespec="milliseconds"),

@@ -32,8 +32,8 @@ from mltrain.data import keys
 from mltrain.data.layout import choose_buckets
 from mltrain.data.manifest import ShardEntry
 from mltrain.data.publish import put_shard
-from mltrain.data.schema import Matrix, Schema
-from mltrain.data.shard import EncodedShard, pack_matrices, write_packed
+from mltrain.data.schema import FINGERPRINT, Matrix, Schema
+from mltrain.data.shard import EncodedShard, Shard, pack_matrices, write_packed
 from mltrain.errors import BuildError, TableError
 from mltrain.features import parcels
 from mltrain.features.census import SPLIT
@@ -142,12 +142,28 @@ class Encoder:
         }
         others = {one.name: rows.column(f"{_RAGGED}{one.name}").take(taken) for one in self.schema.ragged}
         others |= {carried.name: _utc(rows.column(carried.name)).take(taken) for carried in self.schema.carried}
+        if self.schema.fingerprints:
+            others[FINGERPRINT] = rows.column(FINGERPRINT).take(taken)
         return write_packed(matrices, others, self.schema, identity=None if self.keyed else identity)
+
+    def packed_again(self, shard: Shard, kinds: pa.Schema) -> pa.Table:
+        """The rows of a stored shard as they travelled, but for their place; ``kinds`` are the types."""
+        key = pa.table({name: shard.carried(name) for name in self.identity})
+        hashes = keys.hash_rows(key, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)
+        columns: dict[str, Any] = {HASH: hashes.view(np.int64), FINGERPRINT: shard.fingerprints()}
+        columns |= {carried.name: shard.carried(carried.name) for carried in self.schema.carried}
+        columns |= {f"{_RAGGED}{one.name}": shard.batch.column(f"ragged/{one.name}") for one in self.schema.ragged}
+        for dtype, matrix in self.schema.matrices.items():
+            rows = max(1, _MAX_ARRAY_BYTES // 2 // matrix.row_bytes)
+            parts = [_as_bytes(shard.matrix(dtype)[start : start + rows]) for start in range(0, shard.rows, rows)]
+            columns[f"{_MATRIX}{dtype}"] = pa.chunked_array(parts, pa.binary())
+        return pa.table(columns).select(kinds.names).cast(kinds)
 
     @property
     def kept(self) -> tuple[str, ...]:
         """Source columns that travel as they are: those that tell rows apart, and those that shards keep."""
-        return tuple(dict.fromkeys((*self.identity, *(one.name for one in self.schema.carried))))
+        fingerprint = [FINGERPRINT] if self.schema.fingerprints else []
+        return tuple(dict.fromkeys((*self.identity, *(one.name for one in self.schema.carried), *fingerprint)))
 
     def travels_as(self, source: StructType) -> StructType:
         """Spark's schema of :meth:`pack`'s batches, for source columns of a schema."""
@@ -181,7 +197,7 @@ def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[li
     """Builds and stores all shards.
 
     Args:
-        frame: source columns, those of ``identity``, and the split's position.
+        frame: source columns, those of ``identity``, the split's position, and the fingerprint where the schema has it.
         identity: the columns that tell rows apart.
         encoder: what to do with a shard's rows.
 
@@ -300,7 +316,7 @@ def _as_bytes(matrix: NDArray[Any]) -> pa.Array:
 
 def _from_bytes(rows: pa.ChunkedArray, matrix: Matrix) -> NDArray[Any]:
     """The matrix again, ``[rows, width]``: not by way of one Arrow array, which holds 2 GiB at most."""
-    return np.concatenate([_view(chunk, matrix) for chunk in rows.chunks])
+    return np.concatenate([_view(chunk, matrix) for chunk in rows.chunks if len(chunk)])
 
 
 def _view(rows: pa.BinaryArray, matrix: Matrix) -> NDArray[Any]:

@@ -33,7 +33,12 @@ _DATASET_VALUES = [
     ("rot=x", "unknown key rot (value 'x'); did you mean root?"),
     ("dataset.labl=x", "did you mean dataset.label?"),
     ("dataset.seed=3", "unknown key dataset.seed (value 3); did you mean dataset.split.seed?"),
-    ("dataset.base=adult@1", "dataset.base is not supported by this version of mltrain (value 'adult@1')"),
+    ("dataset.base=adult@1", "dataset.base is 'adult@1'; want a dataset's name, name@digest or digest"),
+    ("dataset={table: ./t, label: {column: y, type: binary}, base: a}", "base needs key"),
+    (
+        "dataset={table: ./t, label: {column: y, type: binary}, base: a, key: [k], split: {time: day}}",
+        "base does not go with split time",
+    ),
     ("name=a/b", "name is 'a/b'; want letters, digits"),
     ("name=null", "name is missing"),
     ("dataset=null", "dataset is missing"),

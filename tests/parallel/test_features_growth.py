@@ -1,0 +1,287 @@
+"""Datasets that grow from others with a real Spark, compared row by row with fresh builds of the same tables."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import deltalake
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mltrain import features
+from mltrain.config import DatasetFile
+from mltrain.data import Dataset, Loader
+from mltrain.data.diff import diff
+from mltrain.data.garbage import collect
+from mltrain.errors import DamagedError, MltrainError, NotFoundError, RequestError, TableError
+from tests.support import datasets, tables
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+ROWS = 1200
+
+
+def rows(start: int, stop: int) -> pa.Table:
+    """Rows of many kinds, with a key of two columns. What a row is depends on its number alone."""
+    ids = np.arange(start, stop)
+    return pa.table(
+        {
+            "a": ids % 50,
+            "b": [f"k{i // 50}" for i in ids],
+            "x": pa.array(ids * 0.5, mask=ids % 7 == 0),
+            "c": pa.array([f"c{i % 5}" for i in ids]),
+            # 4 is far more frequent than 2, and 2 than 7, in every version of the table: so is their vocabulary.
+            "l": pa.array([[4, None, 2, 7][: i % 4 + 1] if i % 11 else None for i in ids], pa.list_(pa.int64())),
+            "v": pa.array([[float(i), 1.0] for i in ids], pa.list_(pa.float32())),
+            "w": 1.0 + ids % 3,
+            "note": pa.array([None if i % 5 == 0 else f"note {i}" for i in ids]),
+            "y": ids % 2,
+        }
+    )
+
+
+def dataset_file(table: str | Path, root: Path, **dataset: Any) -> DatasetFile:
+    """Settings whose transforms do not depend on the rows: a fresh build of a later table encodes rows alike."""
+    given = {
+        "key": ["a", "b"],
+        "weight": "w",
+        "keep": ["note"],
+        "rows_per_shard": 100,
+        "defaults": {"numeric": {"scale": "none", "impute": "zero"}},
+        "features": {
+            "*": {},
+            "c": {"type": "hashed", "buckets": 50},
+            "l": {"type": "id_list", "vocabulary": "l"},
+            "v": {"size": 2},
+        },
+    }
+    return tables.dataset_file(table, root, **{**given, **dataset})
+
+
+def blobs(root: Path) -> set[str]:
+    return {path.name for path in (root / "shards" / "blobs").iterdir()}
+
+
+def shards(dataset: Dataset) -> set[str]:
+    return {f"{entry.blob}.arrow" for entry in dataset.manifest.entries()}
+
+
+def increments(dataset: Dataset, split: str = "train") -> list[int]:
+    return sorted(set(dataset.manifest.index.increment[dataset.manifest.shards(split)].tolist()))
+
+
+def read_once(dataset: Dataset) -> Counter[int]:
+    """Row numbers as one shuffled epoch gives them out."""
+    loader = Loader(dataset, "train", global_batch_size=64, seed=1, row_numbers=True)
+    return Counter(int(row) for batch in loader for row in np.asarray(batch["__row__"]))
+
+
+def test_a_grown_dataset_has_the_rows_of_a_fresh_build_whatever_delta_did(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    table, root = tables.write(tmp_path / "table", rows(0, ROWS)), tmp_path / "root"
+
+    def build(name: str, base: str | None = None) -> tuple[features.BuildReport, Dataset]:
+        report = features.build(dataset_file(table, root, name=name, base=base), spark=spark)
+        return report, Dataset.open(report.uri)
+
+    _, first = build("grown")
+    deltalake.write_deltalake(table, rows(ROWS, ROWS + 60), mode="append")
+    delta = deltalake.DeltaTable(table)
+    delta.delete("b = 'k3' AND a < 5")
+    # What only a kept column, a label, or the place of a null in a list tells.
+    delta.update(new_values={"note": "other"}, predicate="b = 'k5' AND a = 1")
+    delta.update(updates={"y": "1 - y"}, predicate="b = 'k6' AND a = 1")
+    moved = rows(206, 207).set_column(4, "l", pa.array([[4, 2, None]]))
+    more = rows(ROWS + 55, ROWS + 65).set_column(2, "x", pa.array([-1.0] * 10))
+    merge = delta.merge(pa.concat_tables([moved, more]), "s.a = t.a AND s.b = t.b", "s", "t")
+    merge.when_matched_update_all().when_not_matched_insert_all().execute()
+    tables.write(tmp_path / "table", rows(ROWS + 65, ROWS + 66), rows(ROWS + 66, ROWS + 67))
+    report, second = build("grown", "grown")
+    assert report.changes == {"added": 67, "changed": 3, "removed": 5} and report.base == first.digest
+    assert diff(build("fresh")[1], second).equal
+    assert second.verify().ok and second.manifest.transforms == first.manifest.transforms
+    assert increments(second) == [0, 1]
+    assert read_once(second) == dict.fromkeys(range(second.rows("train")), 1)
+    seen = diff(first, second).splits
+    counts = [sum(getattr(one, what) for one in seen.values()) for what in ("added", "removed", "changed")]
+    assert counts == [67, 5, 3]
+    # Eight rows at most were not in the shards of their own.
+    assert len(shards(first) & shards(second)) >= len(shards(first)) - 8
+    assert second.provenance["base"] == first.digest
+
+    before = blobs(root)
+    assert deltalake.DeltaTable(table).optimize.compact()["numFilesRemoved"] > 1
+    optimized, third = build("grown", "grown")
+    assert (optimized.digest, optimized.reused) == (second.digest, True)
+    assert optimized.changes == {"added": 0, "changed": 0, "removed": 0}
+    assert blobs(root) == before and third.provenance["table"]["version"] == deltalake.DeltaTable(table).version()
+    assert build("grown", "grown")[0].changes is None, "the same version again: nothing to look at"
+
+    # Once more, from a dataset of two increments; all rows of one key's value leave, and with them whole shards.
+    deltalake.DeltaTable(table).delete("a < 40")
+    deltalake.write_deltalake(table, rows(ROWS + 70, ROWS + 75), mode="append")
+    deltalake.DeltaTable(table).update(updates={"x": "x + 1"}, predicate="b = 'k24'")
+    _, fourth = build("grown", "grown")
+    assert diff(build("fresh")[1], fourth).equal
+    assert fourth.verify().ok
+    assert read_once(fourth) == dict.fromkeys(range(fourth.rows("train")), 1)
+    collected = collect(fourth.store, grace_s=0, unnamed=True)
+    assert collected.removed and fourth.verify().ok
+
+
+def test_one_percent_more_rows_are_at_most_one_and_a_half_percent_more_bytes(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    def wide(start: int, stop: int) -> pa.Table:
+        values = np.random.default_rng(start).random((stop - start, 64), np.float32)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 64).cast(pa.list_(pa.float32()))
+        return pa.table({"id": np.arange(start, stop), "v": vectors, "y": np.arange(start, stop) % 2})
+
+    table, root = tables.write(tmp_path / "table", wide(0, 20_000)), tmp_path / "root"
+    file = tables.dataset_file(table, root, features={"v": {"size": 64}}, rows_per_shard=2000)
+    features.build(file, spark=spark)
+    before = {path: path.stat().st_size for path in root.rglob("*") if path.is_file()}
+    deltalake.write_deltalake(table, wide(20_000, 20_200), mode="append")
+    grown = file.model_copy(update={"dataset": file.dataset.model_copy(update={"base": "test"})})
+    features.build(grown, spark=spark)
+    after = {path: path.stat().st_size for path in root.rglob("*") if path.is_file()}
+    written = sum(size for path, size in after.items() if path not in before or path.parent.name == "datasets")
+    assert written <= 0.015 * sum(before.values())
+
+
+@pytest.fixture(scope="module")
+def base(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A table, and a root with the dataset ``base`` of all of it. Not to be changed."""
+    here = tmp_path_factory.mktemp("base")
+    table = tables.write(here / "table", rows(0, ROWS))
+    features.build(dataset_file(table, here / "root", name="base"), spark=spark)
+    return table, here / "root"
+
+
+@pytest.fixture
+def copied(base: tuple[str, Path], tmp_path: Path) -> tuple[str, Path]:
+    """The same, to be changed."""
+    shutil.copytree(base[0], tmp_path / "table")
+    shutil.copytree(base[1], tmp_path / "root")
+    return str(tmp_path / "table"), tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"base": "nobody"}, "there is no dataset 'nobody' below .* the first time"),
+        ({"base": "base@" + "0" * 64}, "there is no dataset 0000"),
+        ({"weight": None, "keep": ["note", "w"]}, "dataset.weight is not what it was"),
+        ({"split": {"seed": 3}}, "dataset.split is not what it was"),
+        ({"key": ["b", "a"]}, "dataset.key is not what it was"),
+        ({"defaults": {"numeric": {"scale": "none", "impute": 1.0}}}, "feature 'x': impute is not what it was"),
+        (
+            {"features": {"*": {}, "c": {"type": "hashed", "buckets": 50}, "v": {"drop": True}}},
+            "the base has the feature",
+        ),
+        ({"made": True}, "cannot grow"),
+    ],
+)
+def test_what_cannot_grow_is_refused_with_advice(
+    spark: "SparkSession", base: tuple[str, Path], changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    table, root = base
+    if changed.pop("made", False):
+        root = tmp_path
+        datasets.make_dataset(tmp_path, name="base")
+    with pytest.raises((TableError, RequestError, NotFoundError), match=message) as caught:
+        features.build(dataset_file(table, root, name="grown", **{"base": "base", **changed}), spark=spark)
+    assert "build without dataset.base" in str(caught.value)
+    assert not (root / "datasets" / "grown.json").exists()
+
+
+def test_a_column_that_is_new_is_left_out_when_told_to(spark: "SparkSession", copied: tuple[str, Path]) -> None:
+    table, root = copied
+    later = rows(ROWS, ROWS + 10).append_column("extra", pa.array([1.0] * 10))
+    deltalake.write_deltalake(table, later, mode="append", schema_mode="merge")
+    file = dataset_file(table, root, name="base", base="base")
+    with pytest.raises(TableError, match=r"'extra' is a feature .* \(features: \{extra: \{drop: true\}\}\)"):
+        features.build(file, spark=spark)
+    patterns = {**file.dataset.model_dump(exclude_none=True)["features"], "extra": {"drop": True}}
+    report = features.build(dataset_file(table, root, name="base", base="base", features=patterns), spark=spark)
+    assert report.changes == {"added": 10, "changed": 0, "removed": 0}
+
+
+def lacks_a_shard(root: Path, dataset: Dataset) -> None:
+    (root / "shards" / "blobs" / f"{dataset.manifest.entry(0).blob}.arrow").unlink()
+
+
+def lacks_statistics(root: Path, dataset: Dataset) -> None:
+    (root / "shards" / "blobs" / f"{dataset.manifest.statistics_blob.name}.arrow").unlink()
+
+
+def has_flipped_bits(root: Path, dataset: Dataset) -> None:
+    """In features, of which growth reads only those of shards that change."""
+    for entry in dataset.manifest.entries():
+        path = root / "shards" / "blobs" / f"{entry.blob}.arrow"
+        data = bytearray(path.read_bytes())
+        at = data.index(np.array([1.0, 1.0], np.float32).tobytes()) if entry.rows > 8 else len(data) // 2
+        data[at] ^= 0xFF
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [lacks_a_shard, lacks_statistics, has_flipped_bits])
+def test_a_base_that_is_damaged_is_named_and_nothing_is_published(
+    spark: "SparkSession", copied: tuple[str, Path], damage: Callable[[Path, Dataset], None]
+) -> None:
+    table, root = copied
+    before = Dataset.open("base", root=root)
+    damage(root, before)
+    deltalake.DeltaTable(table).update(updates={"x": "x + 1"}, predicate="b = 'k4'")
+    with pytest.raises(DamagedError, match=r"shards/blobs/\w+\.arrow.*(missing|damaged)"):
+        features.build(dataset_file(table, root, name="base", base="base"), spark=spark)
+    assert json.loads((root / "datasets" / "base.json").read_text())["digest"] == before.digest
+
+
+def test_a_later_table_that_cannot_be_this_dataset_leaves_the_base_as_it_is(
+    spark: "SparkSession", copied: tuple[str, Path]
+) -> None:
+    table, root = copied
+    file = dataset_file(table, root, name="base", base="base")
+    before = Dataset.open("base", root=root)
+
+    def refused(part: pa.Table, message: str) -> None:
+        deltalake.write_deltalake(table, part, mode="append")
+        with pytest.raises(MltrainError, match=message):
+            features.build(file, spark=spark)
+        version = deltalake.DeltaTable(table).version() - 1
+        deltalake.DeltaTable(table).restore(version)
+        assert Dataset.open("base", root=root).digest == before.digest
+
+    new = rows(ROWS, ROWS + 20)
+    refused(pa.concat_tables([new, rows(10, 12), new.slice(3, 1)]), "3 values occur more than once")
+    short = pa.array([[1.0]] * 20, pa.list_(pa.float32()))
+    refused(new.set_column(5, "v", short), "'v'")
+    refused(new.set_column(8, "y", pa.array([None] * 20, pa.int64())), "label 'y' .* is null or NaN in 20 rows")
+    refused(new.set_column(8, "y", pa.array([2] * 20)), "'y'")
+    assert before.verify().ok
+
+
+def test_builders_that_grow_one_base_at_once_publish_one_dataset(
+    spark: "SparkSession", copied: tuple[str, Path]
+) -> None:
+    table, root = copied
+    reference = f"base@{Dataset.open('base', root=root).digest}"
+    deltalake.write_deltalake(table, rows(ROWS, ROWS + 30), mode="append")
+    deltalake.DeltaTable(table).delete("b = 'k2'")
+    file = dataset_file(table, root, name="grown", base=reference)
+    sessions = [spark.newSession() for _ in range(2)]
+    for session in sessions:
+        session.conf.set("spark.databricks.delta.snapshotPartitions", "2")
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(lambda session: features.build(file, spark=session), sessions))
+    assert len({report.digest for report in reports}) == 1
+    grown = Dataset.open("grown", root=root)
+    assert grown.verify().ok and sum(map(grown.rows, grown.splits)) == ROWS + 30 - 50

@@ -1,0 +1,74 @@
+"""Which shards of a base meet which range of key hashes, and what a growth adds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltrain.data import Column, Schema, ShardEntry, assemble
+from mltrain.data.manifest import Manifest
+from mltrain.features.growth import Growth, Ranges
+from mltrain.features.scatter import Places
+from mltrain.storage import open_store
+
+SCHEMA = Schema((Column("id", "key", "carried", "int64"),), ("id",), fingerprints=True)
+POWERS = st.sampled_from([1, 2, 4, 16])
+
+
+def manifest(buckets: dict[str, tuple[int, ...]]) -> Manifest:
+    """A dataset with a shard in every bucket of every increment."""
+    entries = [
+        ShardEntry(split, increment, bucket, f"{increment:016x}{bucket:016x}", 1, 1, "00" * 32, 0)
+        for split, counts in buckets.items()
+        for increment, count in enumerate(counts)
+        for bucket in range(count)
+    ]
+    return assemble(SCHEMA, {}, tuple(buckets), entries, buckets=buckets)[0]
+
+
+@settings(deadline=None)
+@given(
+    train=st.lists(POWERS, min_size=1, max_size=4),
+    test=st.lists(POWERS, min_size=1, max_size=2),
+    ranges=st.tuples(POWERS, POWERS),
+    hashes=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20),
+)
+def test_a_row_is_compared_with_every_shard_that_may_have_it_and_no_other(
+    train: list[int], test: list[int], ranges: tuple[int, int], hashes: list[int]
+) -> None:
+    base = manifest({"train": tuple(train), "test": tuple(test)})
+    # No narrower than the narrowest bucket, as Ranges.of chooses them.
+    counts = (min(ranges[0], max(train)), min(ranges[1], max(test)))
+    made = Ranges(open_store(Path(".")), base, Places(("train", "test"), counts))
+    unsigned = np.array(hashes, np.uint64)
+    for split, name in enumerate(("train", "test")):
+        numbers = [number for number in range(made.places.count) if made.places.locate(number)[0] == name]
+        holders = np.array([made.inside(number, unsigned) for number in numbers])
+        assert (holders.sum(axis=0) == 1).all()
+        for place, number in enumerate(numbers):
+            found = {(e.split, e.increment, e.bucket) for e in map(base.entry, made.shards(number))}
+            width = 2**64 // counts[split]
+            expected = {
+                (name, increment, bucket)
+                for increment, count in enumerate((train, test)[split])
+                for bucket in range(count)
+                if bucket * (2**64 // count) < (place + 1) * width and place * width < (bucket + 1) * (2**64 // count)
+            }
+            assert found == expected
+
+
+def test_ranges_are_wider_than_small_shards_and_no_narrower_than_the_smallest() -> None:
+    base = manifest({"train": (16, 4), "test": (1,)})
+    assert Ranges.of(open_store(Path(".")), base).places == Places(("train", "test"), (1, 1))
+
+
+@pytest.mark.parametrize(("added", "buckets"), [((5, 0), {"train": (4, 2, 1), "test": (1,)}), ((0, 0), None)])
+def test_only_a_split_that_gains_rows_gains_an_increment(
+    added: tuple[int, ...], buckets: dict[str, tuple[int, ...]] | None
+) -> None:
+    base = manifest({"train": (4, 2), "test": (1,)})
+    growth = Growth(added, (), 0, 0)
+    assert growth.nothing == (buckets is None)
+    assert growth.buckets(base, growth.places(base, 100)) == (buckets or {"train": (4, 2), "test": (1,)})
