@@ -57,6 +57,11 @@ class FaultyProxy:
         with self._lock:
             self._planned.append(_Planned(fault, method, part_of_path, times))
 
+    def heal(self) -> None:
+        """Forgets the planned faults."""
+        with self._lock:
+            self._planned.clear()
+
     def next_fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
             self.requests[method] += 1

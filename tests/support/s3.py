@@ -57,6 +57,11 @@ class S3Server:
         lines = self._log.read_text().splitlines()
         return Counter(word.removeprefix("s3_") for line in lines for word in line.split() if word.startswith("s3_"))
 
+    def reads(self) -> Counter[str]:
+        """How many times the server was asked for each object, by URI."""
+        entries = [line.split() for line in self._log.read_text().splitlines()]
+        return Counter(f"s3://{entry[1]}/{entry[8]}" for entry in entries if entry[7:8] == ["s3_GetObject"])
+
     def pause(self) -> None:
         """Stops answering, without closing a connection: a server that hangs."""
         self._process.send(signal.SIGSTOP)
