@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup setup-tests demo test unit lint bench lock clean
+.PHONY: help setup setup-tests demo test unit chaos lint bench lock clean
 
 ARGS ?=
 PYTEST_ARGS ?=
@@ -32,6 +32,9 @@ test: setup-tests  ## the whole test suite (PYTEST_ARGS="-k name")
 
 unit: setup  ## the unit tests, in seconds
 	$(bin)/python $(pytest) tests/unit
+
+chaos: setup-tests  ## faults by the thousand, half an hour (CHAOS="readers --seed 7 --count 1": one kind, one case)
+	$(bin)/python -m tests.chaos $(CHAOS)
 
 lint: setup  ## ruff, mypy --strict, import-linter
 	$(bin)/ruff check

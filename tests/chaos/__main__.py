@@ -13,11 +13,11 @@ from tests.chaos.result import Result
 
 COUNTS = {
     "damage": 2000,
-    "protocol": 700,
-    "spark": 340,
+    "protocol": 800,
+    "spark": 250,
     "readers": 1000,
     "cache": 40,
-    "outage": 3,
+    "outage": 2,
     "garbage": 200,
 }
 """Kinds, each a module, and how many cases of each."""

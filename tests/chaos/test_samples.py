@@ -11,6 +11,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "readers": {"count": 8},
     "garbage": {"count": 15},
     "protocol": {"count": 20},
+    "cache": {"count": 3},
     "outage": {"count": 1, "outage_s": 2.0},
 }
 
