@@ -78,7 +78,13 @@ class NodeCache:
                     continue
                 while not self._reserve(claim, size_bytes):
                     _wait(cancelled, f"waiting for room in the cache {self.path} for shard {blob}")
-                self._download(store, path, blob, size_bytes)
+                try:
+                    self._download(store, path, blob, size_bytes)
+                except (OSError, StorageError) as error:
+                    # Downloads beside this one have taken what was free when it began.
+                    if not (_is_full_disk(error) and self._evict(size_bytes)):
+                        raise
+                    continue
                 return target
 
     def discard(self, blob: str) -> None:
@@ -154,6 +160,16 @@ class NodeCache:
                 return False
             os.ftruncate(claim, size_bytes)
             return True
+
+    def _evict(self, size_bytes: int) -> bool:
+        """Removes what was used longest ago, until so many bytes are free; False if there was nothing to remove."""
+        freed = 0
+        with self._exclusive():
+            for file, size, _ in sorted(self._entries(), key=lambda entry: entry[2]):
+                if file.suffix == ".arrow" and freed < size_bytes:
+                    file.unlink(missing_ok=True)
+                    freed += size
+        return freed > 0
 
     def _remove_stale(self, mine: int) -> None:
         """Removes reservations and partial downloads of fetchers that died; there are as many as fetchers, at most."""
