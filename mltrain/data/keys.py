@@ -14,7 +14,7 @@ its seed, starting from 42), over
 | 1 BOOLEAN | bool | 0 or 1 as long | ``CAST(c AS BIGINT)`` |
 | 2 INTEGER | int8..int64, uint8..uint32 | long | ``CAST(c AS BIGINT)`` |
 | 3 FLOAT | float16..float64 | bits of the double; one NaN, no -0.0 | ``CAST(c AS DOUBLE)`` |
-| 4 DECIMAL | decimal128 | its plain text | ``CAST(c AS STRING)`` |
+| 4 DECIMAL | decimal128 | its plain text | ``replace(format_number(c, scale), ',', '')`` |
 | 5 DATE | date32 | days since 1970-01-01 as long | ``CAST(unix_date(c) AS BIGINT)`` |
 | 6 TIMESTAMP | timestamp | microseconds since 1970-01-01 as long | ``unix_micros(c)`` |
 | 7 STRING | string, large_string | UTF-8 bytes | ``c`` |
@@ -205,7 +205,8 @@ def _value_sql(column: str, type_: pa.DataType, tag: Tag) -> list[str]:
     if tag is Tag.FLOAT:
         return [f"CAST({column} AS DOUBLE)"]
     if tag is Tag.DECIMAL:
-        return [f"CAST({column} AS STRING)"]
+        # Unlike a cast, never in scientific notation, whatever spark.sql.ansi.enabled says.
+        return [f"replace(format_number({column}, {type_.scale}), ',', '')"]
     if tag is Tag.DATE:
         return [f"CAST(unix_date({column}) AS BIGINT)"]
     if tag is Tag.TIMESTAMP and type_.tz is None:

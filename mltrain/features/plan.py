@@ -275,6 +275,13 @@ def _identity(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str
 def _checks(spec: DatasetSpec, features: Mapping[str, ResolvedFeature], schema: pa.Schema) -> Iterator[Check]:
     for name in spec.key:
         yield _check(f"{column(name)} IS NULL", f"key column {name!r} is null", "a key has a value in every row")
+    for name in (*spec.key, *spec.keep):
+        if _terms_type(schema.field(name).type) == pa.string():
+            yield _check(
+                _not_utf8(name, schema),
+                f"column {name!r} holds a string that is not UTF-8",
+                "decode it in the table, or cast it to binary",
+            )
     for task, label in spec.all_labels.items():
         yield _check(
             _absent(label.column, schema),
@@ -310,6 +317,13 @@ def _absent(name: str, schema: pa.Schema) -> str:
     if _is_list(kind) and is_vocabulary_type(kind.value_type):
         return f"({quoted} IS NULL OR exists({quoted}, one -> one IS NULL))"
     return f"{quoted} IS NULL"
+
+
+def _not_utf8(name: str, schema: pa.Schema) -> str:
+    """Engines let any bytes pass for a string; what reads a dataset does not."""
+    if _is_list(schema.field(name).type):
+        return f"coalesce(exists({column(name)}, one -> NOT is_valid_utf8(one)), false)"
+    return f"coalesce(NOT is_valid_utf8({column(name)}), false)"
 
 
 def _complaint(check: Callable[[str, pa.DataType], object], name: str, kind: pa.DataType) -> list[str]:

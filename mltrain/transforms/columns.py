@@ -81,7 +81,9 @@ class Numeric:
             _refuse(self.column, ~found.present)
         values = np.where(found.present, found.values, self.fill)
         if (self.center, self.scale) != (0.0, 1.0):
-            return pa.array(to_float32(self.column, (values - self.center) / self.scale))
+            with np.errstate(over="ignore"):
+                scaled = (values - self.center) / self.scale
+            return pa.array(to_float32(self.column, scaled))
         # Only the column's own values must be exact: a fill such as a mean may have a fraction.
         own = exact_float32(
             self.column, found, f"use `scale: standard`, declare it categorical or hashed if it can be, or {_CAST}"

@@ -36,6 +36,10 @@ def rows_of_every_type() -> pa.Table:
             [None if i % 5 == 0 else decimal.Decimal(i) / 100 for i in range(ROWS)], pa.decimal128(12, 2)
         ),
         "tiny": pa.array([decimal.Decimal(i) / 10**9 for i in range(ROWS)], pa.decimal128(20, 9)),
+        "wide": pa.array(
+            [decimal.Decimal(f"{'-' if i % 2 else ''}{'9' * (i % 39) or '0'}") for i in range(ROWS)],
+            pa.decimal128(38, 0),
+        ),
         "at": pa.array([m.replace(tzinfo=datetime.UTC) for m in moments], pa.timestamp("us", "UTC")),
         "local": pa.array(moments, pa.timestamp("us")),
         "ids": pa.array([None if i % 9 == 0 else list(range(i % 4)) for i in range(ROWS)], pa.list_(pa.int32())),
@@ -54,6 +58,17 @@ def test_spark_computes_the_same_hashes_column_by_column(spark: "SparkSession") 
         found = [row[0] for row in frame.selectExpr(sql).collect()]
         wanted = keys.hash_rows(one, domain="a domain", seed=-5).view(np.int64).tolist()
         assert found == wanted, name
+
+
+def test_decimals_have_one_hash_with_and_without_ansi_sql(spark: "SparkSession") -> None:
+    table = rows_of_every_type().select(["price", "tiny", "wide"])
+    sql = keys.hash_sql(table.schema, domain="a domain", seed=0)
+    found = {}
+    for ansi in ("true", "false"):
+        with_ansi = spark.newSession()
+        with_ansi.conf.set("spark.sql.ansi.enabled", ansi)
+        found[ansi] = [row[0] for row in with_ansi.createDataFrame(table).selectExpr(sql).collect()]
+    assert found["true"] == found["false"]
 
 
 def test_spark_computes_the_same_hash_and_multiset_of_whole_rows(spark: "SparkSession") -> None:

@@ -19,8 +19,6 @@ from tests.support import tables
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-ROWS = 400
-
 
 @pytest.fixture(scope="module")
 def adult(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -69,94 +67,6 @@ def test_the_adult_table_becomes_what_pandas_computes_independently(
         assert frame["income"].tolist() == [float(value == ">50K") for value in source.loc[frame.index, "income"]]
     shares = {name: n / len(source) for name, n in report.rows.items()}
     assert shares == pytest.approx({"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.01)
-
-
-def many_kinds() -> dict[str, Any]:
-    ids = range(ROWS)
-    return {
-        "id": pa.array([f"k{i}" for i in ids]),
-        "flag": pa.array([i % 3 == 0 for i in ids]),
-        "small": pa.array([i % 100 for i in ids], pa.int8()),
-        "number": pa.array([None if i % 10 == 0 else i / 7 for i in ids]),
-        "nan": pa.array([float("nan") if i % 5 == 0 else float(i) for i in ids]),
-        "day": pa.array([datetime.date(2020, 1, 1) + datetime.timedelta(days=int(i)) for i in ids]),
-        "moment": pa.array([1_600_000_000_000_000 + int(i) * 1_500_000 for i in ids], pa.timestamp("us", tz="UTC")),
-        "item": pa.array([None if i % 50 == 49 else int(i % 13) for i in ids], pa.int64()),
-        "history": pa.array(
-            [[int(j % 17) for j in range(i, i + i % 6)] if i % 9 else None for i in ids], pa.list_(pa.int64())
-        ),
-        "device": pa.array([f"d{i % 40}" if i % 8 else None for i in ids]),
-        "embedding": pa.array([[float(i), 0.5] for i in ids], pa.list_(pa.float32())),
-        "user": pa.array([f"u{i // 4}" for i in ids]),
-        "weight": pa.array([i % 4 / 2 for i in ids]),
-        "clicked": pa.array([i % 2 == 0 for i in ids]),
-        "kind": pa.array([["a", "b", "c"][i % 3] for i in ids]),
-        "tags": pa.array([["x"] * (i % 2) + ["y"] * (i % 3 == 0) for i in ids], pa.list_(pa.string())),
-        "price": pa.array([i * 0.25 for i in ids]),
-    }
-
-
-def test_every_kind_of_column_arrives_as_documented(spark: "SparkSession", tmp_path: Path) -> None:
-    table = tables.write(tmp_path / "table", many_kinds())
-    file = tables.dataset_file(
-        table,
-        tmp_path / "root",
-        labels={
-            "click": {"column": "clicked", "type": "binary"},
-            "kind": {"type": "multiclass", "classes": ["c", "a", "b"]},
-            "tags": {"type": "multilabel"},
-            "price": {"type": "regression"},
-        },
-        weight="weight",
-        keep=["user"],
-        defaults={"numeric": {"scale": "none", "impute": "zero"}},
-        features={
-            "*": {},
-            "number": {"scale": "minmax", "impute": "median"},
-            "moment": {"scale": "standard"},
-            "item": {"type": "categorical", "vocabulary": "item"},
-            "history": {"type": "id_list", "vocabulary": "item", "max_length": 3},
-            "device": {"type": "hashed", "buckets": 50},
-            "embedding": {"type": "vector", "size": 2},
-        },
-    )
-    dataset = Dataset.open(features.build(file, spark=spark).uri)
-    source = pd.DataFrame({name: column.to_pylist() for name, column in many_kinds().items()}).set_index("id")
-    found = pd.concat([dataset.to_pandas(split) for split in dataset.splits]).set_index("id").sort_index()
-    source = source.loc[found.index]
-    train = source.loc[dataset.to_pandas("train")["id"]]
-
-    assert found["flag"].tolist() == source["flag"].astype(float).tolist()
-    assert found["small"].tolist() == source["small"].tolist()
-    assert found["nan"].tolist() == source["nan"].fillna(0).tolist()
-    epoch = datetime.date(1970, 1, 1)
-    assert found["day"].tolist() == [(day - epoch).days for day in source["day"]]
-    low, high, median = train["number"].min(), train["number"].max(), train["number"].median()
-    expected = (source["number"].fillna(median) - low) / (high - low)
-    np.testing.assert_allclose(found["number"], expected, rtol=1e-6)
-    seconds = np.array([moment.timestamp() for moment in source["moment"]])
-    trained = np.array([moment.timestamp() for moment in train["moment"]])
-    np.testing.assert_allclose(found["moment"], (seconds - trained.mean()) / trained.std(), rtol=1e-4, atol=1e-5)
-
-    terms: dict[int, int] = {}
-    for value in [*train["item"].dropna(), *(v for row in train["history"] if row is not None for v in row)]:
-        terms[int(value)] = terms.get(int(value), 0) + 1
-    ids = {value: i + 1 for i, value in enumerate(sorted(terms, key=lambda v: (-terms[v], v)))}
-    assert found["item"].tolist() == [0 if pd.isna(v) else ids.get(int(v), 0) for v in source["item"]]
-    assert [list(row) for row in found["history"]] == [
-        [ids.get(v, 0) for v in row[-3:]] if row is not None else [] for row in source["history"]
-    ]
-    assert found["device"].between(0, 49).all()
-    assert (found["device"] == 0).tolist() == source["device"].isna().tolist()
-    assert found["device"].groupby(source["device"]).nunique().eq(1).all()
-    assert [list(row) for row in found["embedding"]] == [list(row) for row in source["embedding"]]
-
-    assert found["click"].tolist() == source["clicked"].astype(float).tolist()
-    assert found["kind"].tolist() == [["c", "a", "b"].index(kind) for kind in source["kind"]]
-    assert [list(row) for row in found["tags"]] == [[float("x" in row), float("y" in row)] for row in source["tags"]]
-    assert found["price"].tolist() == source["price"].tolist()
-    assert found["weight"].tolist() == source["weight"].tolist()
-    assert found["user"].tolist() == source["user"].tolist()
 
 
 def test_the_fitted_transforms_make_the_same_rows_again(spark: "SparkSession", tmp_path: Path) -> None:

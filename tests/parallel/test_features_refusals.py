@@ -211,6 +211,29 @@ def test_all_reasons_are_named_at_once(spark: "SparkSession", tmp_path: Path) ->
     assert all(f"{name!r}" in str(caught.value) for name in ("a", "b", "q", "v"))
 
 
+def test_strings_that_are_not_utf_8_are_refused_in_every_role_but_as_hashes(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    odd = "IF(id = 7, CAST(X'FF61' AS STRING), CAST(id AS STRING))"
+    columns = [
+        "id",
+        "id / 3 AS x",
+        "id % 2 AS y",
+        *(f"{odd} AS {name}" for name in ("c", "d", "k")),
+        f"array({odd}) AS l",
+    ]
+    spark.range(ROWS).selectExpr(*columns).write.format("delta").save(str(tmp_path / "table"))
+    given: dict[str, Any] = {"key": ["id", "k"], "keep": ["d", "l"], "features": {"*": {}, "c": {"buckets": 9}}}
+    with pytest.raises(TableError) as caught:
+        features.build(tables.dataset_file(tmp_path / "table", tmp_path / "root", **given), spark=spark)
+    said = str(caught.value)
+    assert all(f"column {name!r} holds a string that is not UTF-8 in 1 rows: decode it" in said for name in "kdl")
+    assert "column 'c'" not in said
+    given = {"features": {"x": {}, "c": {}}}
+    with pytest.raises(TableError, match="column 'c' holds a string that is not UTF-8"):
+        features.build(tables.dataset_file(tmp_path / "table", tmp_path / "root", **given), spark=spark)
+
+
 def test_an_empty_table_is_refused(spark: "SparkSession", tmp_path: Path) -> None:
     table = tables.write(tmp_path / "table", pa.table(good()).slice(0, 0))
     with pytest.raises(TableError, match=r"version 0\): it has no rows"):
