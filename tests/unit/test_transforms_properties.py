@@ -37,6 +37,8 @@ def array(values: list[Any], kind: pa.DataType, skipped: int) -> pa.Array:
 
 def nearest(value: float) -> float:
     """The nearest float32; too large a number raises."""
+    if math.isinf(value):
+        raise OverflowError
     return float(struct.unpack("<f", struct.pack("<f", value))[0]) + 0.0
 
 
