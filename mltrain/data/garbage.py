@@ -22,6 +22,8 @@ from mltrain.storage import Store
 from mltrain.storage.lease import HeldError, Lease, fence, read_holder
 
 DEFAULT_GRACE_S = 24 * 3600.0
+# Whoever writes one object for longer than this has died: others than builders may be writing now.
+_LONGEST_WRITE_S = 3600.0
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -82,6 +84,8 @@ def collect(
                 lease.check()
                 root.delete(path)
                 progress(Passing(f"removed {number + 1} of {len(garbage)} objects"))
+        if not dry_run:
+            root.remove_leftovers(max(grace_s, _LONGEST_WRITE_S))
         return Collected(tuple(garbage), sum(garbage.values()), kept, young, dry_run)
     finally:
         lease.release()

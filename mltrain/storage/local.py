@@ -4,10 +4,12 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mltrain.storage.store import ObjectMeta, Store, checked
 
 # Files of our own beside the objects; no object may be named so.
 _HIDDEN = ".mltrain-"
+_ASIDE = re.compile(r"\.mltrain-[0-9a-f]{32}")
 
 
 class LocalStore(Store):
@@ -110,6 +113,16 @@ class LocalStore(Store):
     def delete(self, path: str) -> None:
         with self._explained_write(path):
             self._file(path).unlink(missing_ok=True)
+
+    def remove_leftovers(self, older_than_s: float) -> int:
+        removed, before = 0, time.time() - older_than_s
+        for folder, _, files in os.walk(self._root):
+            for file in (Path(folder, name) for name in files if _ASIDE.fullmatch(name)):
+                with suppress(FileNotFoundError):  # its writer lived after all
+                    if file.stat().st_mtime < before:
+                        file.unlink()
+                        removed += 1
+        return removed
 
     def _file(self, path: str) -> Path:
         if any(segment.startswith(_HIDDEN) for segment in checked(path).split("/")):

@@ -109,6 +109,14 @@ class Store(abc.ABC):
     def delete(self, path: str) -> None:
         """Removes the object; none there is fine."""
 
+    def remove_leftovers(self, older_than_s: float) -> int:
+        """Removes what writers that were killed have left, and nobody sees, when it is older than so many seconds.
+
+        Returns:
+            How many files. Object stores have none; unfinished uploads are for a bucket's lifecycle rules.
+        """
+        return 0
+
     def join(self, path: str) -> str:
         """The full URI of an object, for messages."""
         return f"{self.uri.rstrip('/')}/{path}"

@@ -1,6 +1,7 @@
 """Collecting garbage beside builders: what nothing reaches goes, what anybody reaches or may still reach stays."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,20 @@ def test_only_what_no_dataset_reaches_is_removed_and_only_after_its_grace(tmp_pa
     assert set(looked.removed) == loose and _blobs(store) == reached | loose
     assert set(collect(store, grace_s=0).removed) == loose
     assert _blobs(store) == reached and Dataset.open("kept", root=tmp_path).verify().ok
+
+
+def test_what_killed_writers_left_on_a_disk_goes_when_it_is_old(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    build(store, "kept", [1], "kept-1")
+    old, young = (tmp_path / "shards/blobs" / f".mltrain-{digit * 32}" for digit in "ab")
+    for leftover in (old, young):
+        leftover.write_bytes(b"half of a shard")
+    os.utime(old, (time.time() - 2 * 3600,) * 2)
+    collect(store, grace_s=0, dry_run=True)
+    assert old.exists()
+    collect(store, grace_s=0)
+    assert (old.exists(), young.exists()) == (False, True)
+    assert (tmp_path / "builds/.mltrain-lock").exists() and Dataset.open("kept", root=tmp_path).verify().ok
 
 
 def test_datasets_go_only_when_asked_and_when_neither_a_name_nor_a_run_mentions_them(tmp_path: Path) -> None:
