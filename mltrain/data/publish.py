@@ -158,7 +158,7 @@ def read_manifest(root: Store, path: str) -> Manifest:
 
     Raises:
         NotFoundError: there is no manifest.
-        DamagedError: manifest or index does not match its checksum, is that of another dataset, or the index is missing.
+        DamagedError: manifest or index does not match its checksum or is another dataset's, or the index is missing.
     """
     where = root.join(path)
 
