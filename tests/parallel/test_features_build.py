@@ -168,7 +168,9 @@ def test_a_version_or_a_time_picks_the_rows_and_the_latest_is_recorded(spark: "S
         assert record["table"]["id"] == str(deltalake.DeltaTable(table).metadata().id)
 
 
-def test_the_same_build_again_is_reused_unless_something_of_it_is_gone(spark: "SparkSession", tmp_path: Path) -> None:
+def test_the_same_build_again_is_reused_unless_something_of_it_is_gone_or_damaged(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
     ids = range(100)
     table = tables.write(tmp_path / "table", {"id": ids, "x": ids, "y": [i % 2 for i in ids]})
     file = tables.dataset_file(table, tmp_path / "root")
@@ -177,12 +179,16 @@ def test_the_same_build_again_is_reused_unless_something_of_it_is_gone(spark: "S
     assert (first.reused, again.reused, again.digest) == (False, True, first.digest)
     reordered = tables.dataset_file(table, tmp_path / "root", features={"x": {}, "*": {}})
     assert features.build(reordered, spark=spark).digest == first.digest
-    shards = sorted((tmp_path / "root" / "shards" / "blobs").iterdir())
-    for shard in shards:
-        shard.unlink()
+    folder = tmp_path / "root" / "shards" / "blobs"
+    whole = {shard.name: shard.read_bytes() for shard in folder.iterdir()}
+    for number, (name, content) in enumerate(sorted(whole.items())):
+        if number % 2:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     mended = features.build(file, spark=spark)
     assert mended.digest == first.digest
-    assert sorted((tmp_path / "root" / "shards" / "blobs").iterdir()) == shards
+    assert {shard.name: shard.read_bytes() for shard in folder.iterdir()} == whole
     assert Dataset.open(mended.uri).verify().damaged == {}
 
 
