@@ -23,6 +23,7 @@ from mltrain.storage import Store
 
 _DEFAULT = CacheConfig()
 _POLL_S = 0.01
+_MANY = 64
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,18 @@ class NodeCache:
         path: the directory; made when needed. All processes of a node name the same one. By default what a config
             has by default, likewise the budget.
         budget_bytes: what the shards in it may take together.
+
+    Raises:
+        RequestError: the budget is not a positive number.
     """
 
     def __init__(self, path: Path | None = None, budget_bytes: int = _DEFAULT.budget_bytes) -> None:
+        if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, int) or budget_bytes < 1:
+            raise RequestError(f"budget_bytes={budget_bytes!r}: wanted a number of bytes, at least a few shards")
         self.path = path or _DEFAULT.directory
         self.budget_bytes = budget_bytes
+        # Whether this process has counted what is there: somebody may have put files there by hand.
+        self._looked = False
 
     def fetch(
         self,
@@ -79,7 +87,7 @@ class NodeCache:
                 while not self._reserve(claim, size_bytes):
                     _wait(cancelled, f"waiting for room in the cache {self.path} for shard {blob}")
                 try:
-                    self._download(store, path, blob, size_bytes)
+                    self._download(store, path, blob, size_bytes, claim)
                 except (OSError, StorageError) as error:
                     # Downloads beside this one have taken what was free when it began.
                     if not (_is_full_disk(error) and self._evict(size_bytes)):
@@ -144,22 +152,33 @@ class NodeCache:
         Returns:
             False when other downloads under way take the room; they will end.
         """
-        with self._exclusive():
+        with self._exclusive() as ledger:
+            free = shutil.disk_usage(self.path).free
+            most = _read_number(ledger) if self._looked else None
+            if most is not None and most + size_bytes <= self.budget_bytes and size_bytes <= free:
+                _write_number(ledger, most + size_bytes)
+                os.ftruncate(claim, size_bytes)
+                return True
+            self._looked = True
             self._remove_stale(claim)
             entries = sorted(self._entries(), key=lambda entry: entry[2])
-            over_budget = sum(size for _, size, _ in entries) + size_bytes - self.budget_bytes
-            excess = max(over_budget, size_bytes - shutil.disk_usage(self.path).free)
+            used = sum(size for _, size, _ in entries)
+            over = used + size_bytes - self.budget_bytes
+            if over > 0 and len(entries) >= _MANY:
+                over += self.budget_bytes // _MANY  # so that not every fetch has to look at all files
+            excess = max(over, size_bytes - free)
             for file, size, _ in entries:
                 if excess <= 0:
                     break
                 if file.suffix == ".arrow":
                     file.unlink(missing_ok=True)
                     excess -= size
-                    over_budget -= size
-            if over_budget > 0:
-                return False
-            os.ftruncate(claim, size_bytes)
-            return True
+                    used -= size
+            fits = used + size_bytes <= self.budget_bytes
+            _write_number(ledger, used + size_bytes if fits else used)
+            if fits:
+                os.ftruncate(claim, size_bytes)
+            return fits
 
     def _evict(self, size_bytes: int) -> bool:
         """Removes what was used longest ago, until so many bytes are free; False if there was nothing to remove."""
@@ -178,11 +197,12 @@ class NodeCache:
                 _remove_if_stale(lock)
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[int]:
+        """One process at a time. The file says at most how many bytes are used, so that few look at all files."""
         descriptor = os.open(self.path / "eviction.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -198,7 +218,7 @@ class NodeCache:
                             found.append((Path(file.path), stat.st_size, stat.st_mtime))
         return found
 
-    def _download(self, store: Store, path: str, blob: str, size_bytes: int) -> None:
+    def _download(self, store: Store, path: str, blob: str, size_bytes: int, claim: int) -> None:
         part = self._file(blob).with_suffix(".part")
         try:
             for attempt in (1, 2):
@@ -213,7 +233,9 @@ class NodeCache:
                     f"wanted {size_bytes} bytes that hash to {blob}"
                 )
             _sync(part)
-            part.rename(self._file(blob))
+            with self._exclusive():  # who counts finds the shard or what was reserved for it
+                part.rename(self._file(blob))
+                os.ftruncate(claim, 0)
         except NotFoundError as error:
             raise DamagedError(f"shard {store.join(path)} is missing although the manifest names it") from error
         finally:
@@ -254,6 +276,16 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _read_number(descriptor: int) -> int | None:
+    text = os.pread(descriptor, 32, 0)
+    return int(text) if text.isdigit() else None
+
+
+def _write_number(descriptor: int, number: int) -> None:
+    # Of a fixed length: a process that dies leaves the old one or the new one.
+    os.pwrite(descriptor, b"%032d" % number, 0)
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

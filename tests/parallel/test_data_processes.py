@@ -8,7 +8,7 @@ import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -196,6 +196,12 @@ def test_a_shard_larger_than_the_budget_is_refused(dataset: Dataset, tmp_path: P
     blob, size_bytes = blobs(dataset)[0]
     with pytest.raises(RequestError, match=r"set cache.budget_bytes to at least a few shards"):
         NodeCache(tmp_path, size_bytes - 1).fetch(dataset.store, blob_path(blob), blob=blob, size_bytes=size_bytes)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, True, None])
+def test_an_impossible_budget_is_refused(tmp_path: Path, budget: Any) -> None:
+    with pytest.raises(RequestError, match="budget_bytes="):
+        NodeCache(tmp_path, budget)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

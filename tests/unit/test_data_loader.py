@@ -3,8 +3,10 @@
 import dataclasses
 import gc
 import itertools
+import os
 import pickle
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,23 @@ def test_buffers_are_used_again(dataset: Dataset) -> None:
     assert len(addresses) == 4
 
 
+def test_once_the_ring_exists_no_memory_of_a_batchs_size_is_allocated(tmp_path: Path) -> None:
+    """What NumPy and Python allocate during a warm epoch; that outputs are a ring is tested above."""
+    wide = make_dataset(tmp_path, rows=600, shards=4, splits=("train",), features=Features(500, 0))
+    loader = Loader(wide, "train", global_batch_size=200)
+    batch_bytes = 200 * 501 * 4
+    for _ in range(2):
+        list(loader)
+    tracemalloc.start()
+    try:
+        for _ in loader:
+            pass
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < batch_bytes / 4
+
+
 @pytest.mark.parametrize("sorted_by", ["label", "time", "user"])
 def test_batches_of_a_sorted_table_have_labels_as_random_samples_have(tmp_path: Path, sorted_by: str) -> None:
     """Chi-square of label counts a batch over 20 seeds: a random order passes at 1 % for nearly all of them."""
@@ -340,6 +359,23 @@ def test_damage_surfaces_where_the_batch_is_taken(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(DamagedError, match=f"{blob}.arrow is missing although the manifest names it"):
         list(Loader(Dataset.open("made", root=tmp_path), "train", global_batch_size=BATCH))
+
+
+def test_a_file_that_changed_since_it_was_checked_is_checked_again_when_it_is_opened_again(tmp_path: Path) -> None:
+    """What is mapped already is not looked at again: checks are once per file and process."""
+    made = make_dataset(tmp_path, rows=600, shards=3)
+    file = tmp_path / blob_path(made.manifest.index.blob_name(0))
+    made.source.shard(0)
+    changed_at = file.stat().st_mtime
+    with file.open("r+b") as opened:
+        opened.seek(300)
+        byte = opened.read(1)
+        opened.seek(300)
+        opened.write(bytes([byte[0] ^ 1]))
+    os.utime(file, (changed_at + 1, changed_at + 1))
+    made.source.shard(0)
+    with pytest.raises(DamagedError, match=f"{file.name} is damaged"):
+        Dataset.open("made", root=tmp_path).source.shard(0)
 
 
 def test_a_shard_with_other_rows_than_the_manifest_says_is_refused(dataset: Dataset) -> None:
