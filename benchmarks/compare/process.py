@@ -74,8 +74,11 @@ class Side:
 def start(tool: str, python: Path, action: str, folder: Path, rows: int, batch: int) -> subprocess.Popen[str]:
     """Starts a side as the leader of a session, so that whatever it starts can be ended with it."""
     words = [str(python), "-m", "benchmarks.compare.side", tool, action, str(folder), str(rows), str(batch)]
-    # What tools say of deprecated calls, a page an epoch, is no concern of a comparison.
-    surroundings = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    # What tools say of deprecated calls, a page an epoch, is no concern of a comparison. What they leave in a temporary
+    # directory goes with the rows; Ray's sockets need a short path.
+    scratch = folder.parent / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    surroundings = {**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(scratch), "RAY_TMPDIR": "/tmp"}
     return subprocess.Popen(
         words,
         cwd=ROOT,

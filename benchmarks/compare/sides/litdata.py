@@ -13,7 +13,7 @@ from benchmarks.compare.rows import PART, parts
 
 PACKAGES = ("litdata", "torch", "numpy")
 _WRITE: dict[str, Any] = {"chunk_bytes": "64MB"}
-_READ: dict[str, Any] = {"shuffle": True, "drop_last": False}
+_READ: dict[str, Any] = {"shuffle": True, "drop_last": False, "batch_decode": 0}
 _LOAD: dict[str, Any] = {"num_workers": os.cpu_count(), "persistent_workers": True}
 
 
