@@ -37,7 +37,7 @@ class Counters:
         rows: rows in them.
         shards_touched: different shards read.
         bytes_touched: their size together.
-        wait_s: seconds that the training thread waited for a batch.
+        wait_s: seconds that the training thread waited for batches, or helped to gather them.
     """
 
     batches: int
