@@ -275,6 +275,24 @@ def test_torch_is_imported_only_when_a_loader_is_made_and_pandas_where_it_is_ask
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def read_everything(dataset: Dataset) -> None:
+    numbers = range(len(dataset.manifest.index))
+    dataset.source.prefetch(numbers)
+    assert sum(dataset.source.shard(number).rows for number in numbers) == sum(dataset.manifest.index.rows)
+
+
+def test_a_forked_child_does_without_its_parents_threads(dataset: Dataset) -> None:
+    opened = Dataset.open(dataset.uri)
+    opened.source.prefetch([0])
+    assert opened.source.shard(0).rows
+    child = get_context("fork").Process(target=read_everything, args=(opened,))
+    child.start()
+    child.join(60)
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0
+
+
 def test_an_unfinished_loop_does_not_keep_the_process_alive(dataset: Dataset) -> None:
     script = (
         "import mltrain.data\n"
