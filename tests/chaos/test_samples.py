@@ -8,7 +8,7 @@ import pytest
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "damage": {"count": 60},
-    "readers": {"count": 8},
+    "readers": {"count": 8, "next_start_s": 60.0},  # no matter how busy the machine is
     "garbage": {"count": 15},
     "protocol": {"count": 20},
     "cache": {"count": 3},
