@@ -27,6 +27,7 @@ stands in. Hashes are unsigned here and signed in Spark: the same 64 bits.
 
 import enum
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ _NAN_BITS = 0x7FF8000000000000
 
 SHARD_DOMAIN = "mltrain/shard"
 SPLIT_DOMAIN = "mltrain/split"
-_MULTISET_DOMAINS = ("mltrain/multiset/high", "mltrain/multiset/low")
+MULTISET_DOMAINS = ("mltrain/multiset/high", "mltrain/multiset/low")
 
 
 class Tag(enum.IntEnum):
@@ -149,6 +150,19 @@ def hash_sql(schema: pa.Schema, *, domain: str, seed: int) -> str:
     return f"xxhash64({', '.join(parts)})"
 
 
+def chain(hashes: Hashes, lists: Sequence[pa.Array]) -> Hashes:
+    """Hashes that cover also which elements of lists are null, [n] -> [n].
+
+    Spark's ``xxhash64(hash, transform(list, x -> x IS NULL), ...)`` gives the same 64 bits as a signed long.
+    """
+    chained = _hash_long(hashes.view(np.int64), np.full(len(hashes), _SPARK_SEED, np.uint64))
+    for array in lists:
+        null = pc.list_flatten(array).is_null().to_numpy(zero_copy_only=False)
+        for rows, chosen in _by_rank(pc.list_parent_indices(array).to_numpy(zero_copy_only=False)):
+            chained[rows] = _hash_int(null[chosen], chained[rows])
+    return chained
+
+
 def sort_order(columns: pa.Table | pa.RecordBatch, hashes: Hashes) -> NDArray[np.int64]:
     """The order of rows in a shard: by hash, rows of one hash by their canonical values."""
     order = np.argsort(hashes, kind="stable")
@@ -167,13 +181,13 @@ def multiset(columns: pa.Table | pa.RecordBatch) -> int:
     A row's hash is ``high * 2**64 + low`` of two signed 64-bit hashes: those that Spark computes by
     :func:`multiset_sql`, and whose sums :func:`combine_multiset` combines.
     """
-    high, low = (signed_sum(hash_rows(columns, domain=domain, seed=0)) for domain in _MULTISET_DOMAINS)
+    high, low = (signed_sum(hash_rows(columns, domain=domain, seed=0)) for domain in MULTISET_DOMAINS)
     return combine_multiset(high, low)
 
 
 def multiset_sql(schema: pa.Schema) -> tuple[str, str]:
     """Two Spark SQL expressions, the high and the low hash of a row: their sums are for :func:`combine_multiset`."""
-    high, low = (hash_sql(schema, domain=domain, seed=0) for domain in _MULTISET_DOMAINS)
+    high, low = (hash_sql(schema, domain=domain, seed=0) for domain in MULTISET_DOMAINS)
     return high, low
 
 
@@ -262,12 +276,17 @@ def _fold_lists(name: str, array: pa.Array, hashes: Hashes) -> Hashes:
         parents = parents[values.is_valid().to_numpy(zero_copy_only=False)]
         values = values.drop_null()
     tag = tag_of(name, values.type)
-    ranks = np.arange(len(parents)) - np.searchsorted(parents, parents)
-    for rank in range(int(ranks.max(initial=-1)) + 1):
-        chosen = np.flatnonzero(ranks == rank)
-        rows = parents[chosen]
+    for rows, chosen in _by_rank(parents):
         hashes[rows] = _fold_values(tag, values.take(pa.array(chosen)), hashes[rows])
     return hashes
+
+
+def _by_rank(parents: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """For the first, second, ... elements of lists: which rows have one, and where; ``parents`` are elements' rows."""
+    ranks = np.arange(len(parents)) - np.searchsorted(parents, parents)
+    order = np.argsort(ranks, kind="stable")
+    for chosen in np.split(order, np.cumsum(np.bincount(ranks))[:-1]) if len(ranks) else ():
+        yield parents[chosen], chosen
 
 
 def _double_bits(array: pa.Array) -> NDArray[np.int64]:
@@ -289,11 +308,22 @@ def _hash_long(values: NDArray[np.int64] | np.int64, seeds: Hashes) -> Hashes:
         k = _rotate(k, 31) * _PRIME_1
         h = (seeds + (_PRIME_5 + np.uint64(8))) ^ k
         h = _rotate(h, 27) * _PRIME_1 + _PRIME_4
-        h ^= h >> np.uint64(33)
-        h *= _PRIME_2
-        h ^= h >> np.uint64(29)
-        h *= _PRIME_3
-        h ^= h >> np.uint64(32)
+        return _avalanche(h)
+
+
+def _hash_int(values: NDArray[np.bool_], seeds: Hashes) -> Hashes:
+    """The same of 4 bytes: 0 or 1."""
+    with np.errstate(over="ignore"):
+        h = (seeds + (_PRIME_5 + np.uint64(4))) ^ (values.astype(np.uint64) * _PRIME_1)
+        return _avalanche(_rotate(h, 23) * _PRIME_2 + _PRIME_3)
+
+
+def _avalanche(h: Hashes) -> Hashes:
+    h ^= h >> np.uint64(33)
+    h *= _PRIME_2
+    h ^= h >> np.uint64(29)
+    h *= _PRIME_3
+    h ^= h >> np.uint64(32)
     return h
 
 

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from mltrain.data.keys import add_multisets, combine_multiset, multiset_sql, signed_sum
+from mltrain.data.keys import MULTISET_DOMAINS, add_multisets, combine_multiset, signed_sum
+from mltrain.features.derived import Derived, row_hash
 from mltrain.features.problems import repeated_keys
 from mltrain.features.sql import column
 
@@ -27,11 +28,11 @@ class Check:
     """A condition that no row may meet.
 
     Attributes:
-        condition: Spark SQL, true for a bad row and never null.
+        condition: true for a bad row and never null.
         problem: what to say of ``{n}`` bad rows.
     """
 
-    condition: str
+    condition: Derived
     problem: str
 
 
@@ -84,15 +85,16 @@ class Census:
         return cls(splits, tuple(value["bad"]))
 
 
-def columns(identity: pa.Schema, checks: Sequence[Check]) -> Iterator[tuple[str, str]]:
-    """What :func:`count` wants to know of a row, besides :data:`SPLIT`: names and Spark SQL.
+def columns(identity: pa.Schema, checks: Sequence[Check]) -> Iterator[tuple[str, Derived]]:
+    """What :func:`count` wants to know of a row, besides :data:`SPLIT`.
 
     Args:
         identity: the columns that tell rows apart.
         checks: what to refuse.
     """
-    high, low = multiset_sql(identity)
-    yield from ((_HIGH, high), (_LOW, low))
+    high, low = MULTISET_DOMAINS
+    yield _HIGH, row_hash(identity, domain=high, seed=0)
+    yield _LOW, row_hash(identity, domain=low, seed=0)
     yield from ((f"{_CHECK}{i}", check.condition) for i, check in enumerate(checks))
 
 
@@ -104,7 +106,7 @@ def take(frame: DataFrame, identity: pa.Schema, checks: Sequence[Check]) -> Cens
         identity: the columns that tell rows apart.
         checks: what to refuse.
     """
-    read = frame.select(SPLIT, *(F.expr(sql).alias(name) for name, sql in columns(identity, checks)))
+    read = frame.select(SPLIT, *(F.expr(one.sql).alias(name) for name, one in columns(identity, checks)))
     # Of each hash the upper and the lower half are summed, of a few rows in sixteen: no sum leaves 64 bits.
     sums = {f"{name}{half}": F.expr(f"sum({sql})") for name in (_HIGH, _LOW) for half, sql in _halves(name).items()}
     sums |= {f"{_CHECK}{i}": F.expr(f"sum(IF({_CHECK}{i}, 1L, 0L))") for i in range(len(checks))}

@@ -6,10 +6,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from pyspark import SparkContext
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
@@ -22,12 +24,15 @@ from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError, RequestError, TableError
 from mltrain.features import census, growth, inherit, provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
+from mltrain.features.derived import HASH_BITS, Derived, below, constant
 from mltrain.features.engine import arrow_batches, engine_errors, session
-from mltrain.features.fingerprint import fingerprint_sql
+from mltrain.features.fingerprint import fingerprint
 from mltrain.features.fit import dataset_schema, fit
 from mltrain.features.growth import Growth
+from mltrain.features.parquet import UnreadableError, files_of, unreadable
 from mltrain.features.plan import NUMBER, Plan, plan
 from mltrain.features.problems import refuse
+from mltrain.features.rows import Rows
 from mltrain.features.scatter import Encoder, Places, scatter
 from mltrain.features.statistics import Statistics
 from mltrain.features.table import Source, open_table
@@ -153,23 +158,22 @@ class _Build:
     def _fresh(self, source: Source, planned: Plan) -> _Made:
         spec, subject = self.file.dataset, source.described
         self.progress(f"reading {subject} and fitting {len(planned.features)} features")
-        frame, names = self._rows(source, planned)
-        wanted = planned.wanted()
-        sample = _sample(source, planned, len(wanted.samples))
-        found = statistics.compute(frame, wanted, train=names.index("train"), sample=sample)
+        table, names = self._rows(source, planned)
+        sample = _sample(source, planned, len(planned.wanted().samples))
+        found, table = self._statistics(source, table, planned, names.index("train"), sample)
         counted = found.census
         rows = _rows_per_split(names, counted)
         empty = _empty_splits(names, rows, counted)
-        refuse(subject, [*counted.problems(planned.checks), *_why_empty(frame, planned, empty)])
+        refuse(subject, [*counted.problems(planned.checks), *_why_empty(table.frame, planned, empty)])
         transforms, problems = fit(planned, found)
         refuse(subject, problems)
         places = Places.plan(rows, spec.rows_per_shard)
         self.progress(f"writing {counted.rows:,} rows to {places.count} shards")
         schema = replace(dataset_schema(transforms, planned, spec.key), fingerprints=planned.keyed)
         if planned.keyed:
-            frame = _fingerprinted(frame, planned, transforms)
+            table = _fingerprinted(table, planned, transforms)
         encoder = Encoder(self.store, places, transforms, schema, tuple(planned.identity.names), planned.keyed)
-        entries, complaints = scatter(frame, planned.identity, encoder)
+        entries, complaints = scatter(table, planned.identity, encoder)
         refuse(subject, complaints)
         _verify(names, counted, entries)
         fitted, blobs = transforms.to_json()
@@ -177,19 +181,24 @@ class _Build:
         buckets = {name: (count,) for name, count in zip(names, places.buckets, strict=True)} if planned.keyed else None
         manifest, manifest_blobs = assemble(schema, fitted, names, entries, buckets=buckets)
         vocabularies = {blob_path(name): pa.py_buffer(data) for name, data in blobs.items()}
-        return _Made(manifest, {**vocabularies, **manifest_blobs}, {"rows": dict(rows), "statistics": _summary(found)})
+        return _Made(
+            manifest,
+            {**vocabularies, **manifest_blobs},
+            {"rows": dict(rows), "statistics": _summary(found), "scan_reason": table.scan_reason},
+        )
 
     def _grown(self, source: Source, planned: Plan, digest: str) -> _Made:
         spec, subject = self.file.dataset, source.described
         base = inherit.open_base(self.store, spec.base or digest, digest)
         refuse(f"{subject} cannot grow dataset {digest[:16]}…", inherit.problems(base, spec, planned))
         self.progress(f"reading {subject} and comparing it with dataset {digest[:16]}…")
-        frame, names = self._rows(source, planned, base.splits)
+        table, names = self._rows(source, planned, base.splits)
+        frame = table.frame
         counted = census.take(frame, planned.identity, planned.checks)
         rows = _rows_per_split(names, counted)
         empty = _empty_splits(names, rows, counted)
         refuse(subject, [*counted.problems(planned.checks), *_why_empty(frame, planned, empty)])
-        frame = _fingerprinted(frame, planned, base.transforms)
+        frame = _fingerprinted(table, planned, base.transforms).frame
         ranges = growth.Ranges.of(self.store, base.manifest)
         found = growth.differences(frame, ranges, planned.identity).persist()
         try:
@@ -228,13 +237,32 @@ class _Build:
 
     def _rows(
         self, source: Source, planned: Plan, known: tuple[str, ...] | None = None
-    ) -> tuple[DataFrame, tuple[str, ...]]:
+    ) -> tuple[Rows, tuple[str, ...]]:
         """The table with the position of each row's split, and the names of the splits; those of a base are given."""
         frame = source.frame
         if not planned.keyed:
             frame = _numbered(frame, source.schema)
         names, split = _split(frame, self.file.dataset, planned, known)
-        return frame.withColumn(SPLIT, F.expr(split)), names
+        return Rows(frame).with_derived(SPLIT, split), names
+
+    def _statistics(
+        self, source: Source, table: Rows, planned: Plan, train: int, sample: Derived
+    ) -> tuple[Statistics, Rows]:
+        """What is known of the table, and its rows as they can be read best: from its files, or by Spark's scan."""
+        compute = partial(statistics.compute, wanted=planned.wanted(), train=train, sample=sample)
+        try:
+            if not planned.keyed:
+                raise UnreadableError("equal rows are numbered")
+            files = files_of(source.frame, planned.schema, planned.used(), deadline_s=self.file.storage.deadline_s)
+            by_files = table.with_files(files)
+            return compute(by_files), by_files
+        except UnreadableError as error:
+            reason: str | None = str(error)
+        except PySparkException as error:
+            if (reason := unreadable(error)) is None:
+                raise
+        log.info("Spark's scan reads the table, which is slower: %s", reason)
+        return compute(table), replace(table, scan_reason=reason)
 
     def _report(
         self,
@@ -267,8 +295,8 @@ def _numbered(frame: DataFrame, schema: pa.Schema) -> DataFrame:
     return frame.withColumn(NUMBER, F.row_number().over(window).cast("bigint") - F.lit(1))
 
 
-def _fingerprinted(frame: DataFrame, planned: Plan, transforms: FittedTransforms) -> DataFrame:
-    return frame.withColumn(FINGERPRINT, F.expr(fingerprint_sql(inherit.used_columns(planned, transforms))))
+def _fingerprinted(table: Rows, planned: Plan, transforms: FittedTransforms) -> Rows:
+    return table.with_derived(FINGERPRINT, fingerprint(inherit.used_columns(planned, transforms)))
 
 
 def _advice(manifest: Manifest, rows: Mapping[str, int], rows_per_shard: int) -> str | None:
@@ -284,8 +312,8 @@ def _advice(manifest: Manifest, rows: Mapping[str, int], rows_per_shard: int) ->
 
 def _split(
     frame: DataFrame, spec: DatasetSpec, planned: Plan, known: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], str]:
-    """Names of the splits in canonical order, and Spark SQL for a row's position among them."""
+) -> tuple[tuple[str, ...], Derived]:
+    """Names of the splits in canonical order, and a row's position among them."""
     by, names = spec.split, tuple(spec.split.fractions)
     if by.method == "random":
         return names, splits.random(planned.identity, by.fractions, by.seed)
@@ -324,15 +352,15 @@ def _why_empty(frame: DataFrame, planned: Plan, empty: list[str]) -> list[str]:
     return (census.repeated(frame, planned.identity) if empty and planned.keyed else []) or empty
 
 
-def _sample(source: Source, planned: Plan, columns: int) -> str:
-    """Spark SQL for the rows that medians are taken from."""
+def _sample(source: Source, planned: Plan, columns: int) -> Derived:
+    """Whether medians are taken from a row."""
     if not columns:
-        return "false"
+        return constant(False)
     size = max(MEDIAN_ROWS >> 4, min(MEDIAN_ROWS, _MEDIAN_VALUES // columns))
     rows = source.frame.count()
     if rows <= size:
-        return "true"
-    return f"{splits.hash63(planned.identity, 0, _MEDIAN_DOMAIN)} < {size * 2**splits.HASH_BITS // rows}"
+        return constant(True)
+    return below(planned.identity, 0, _MEDIAN_DOMAIN, size * 2**HASH_BITS // rows)
 
 
 def _verify(names: Sequence[str], counted: Census, entries: Sequence[ShardEntry]) -> None:

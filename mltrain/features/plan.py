@@ -11,7 +11,7 @@ from mltrain.data import keys
 from mltrain.data.schema import arrow_type
 from mltrain.errors import TableError
 from mltrain.features.census import Check
-from mltrain.features.sql import column
+from mltrain.features.derived import Derived, is_missing, is_negative, is_not_utf8
 from mltrain.features.statistics import TermSource, Wanted
 from mltrain.transforms import Indicator
 from mltrain.transforms.numbers import is_numeric, unit
@@ -35,6 +35,7 @@ class Plan:
         features: per column, with type and options settled.
         labels: per task.
         weight: column of row weights.
+        split: column that decides the split.
         carried: key and kept columns.
         checks: what no row may be.
     """
@@ -45,12 +46,19 @@ class Plan:
     features: Mapping[str, ResolvedFeature]
     labels: Mapping[str, LabelSpec]
     weight: str | None
+    split: str | None
     carried: tuple[str, ...]
     checks: tuple[Check, ...]
 
     def vocabulary(self, name: str) -> str:
         """Name of the vocabulary of a categorical or id_list feature: its column's, unless it shares one."""
         return self.features[name].vocabulary or name
+
+    def used(self) -> tuple[str, ...]:
+        """Columns of the table that are read."""
+        labels = (label.column for label in self.labels.values())
+        others = [one for one in (self.weight, self.split) if one]
+        return tuple(dict.fromkeys((*self.identity.names, *self.features, *labels, *others, *self.carried)))
 
     def wanted(self) -> Wanted:
         """The statistics that fitting needs."""
@@ -125,6 +133,7 @@ def plan(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str]) ->
         features=features,
         labels=spec.all_labels,
         weight=spec.weight,
+        split=spec.split.column,
         carried=(*spec.key, *spec.keep),
         checks=tuple(_checks(spec, features, schema)),
     )
@@ -274,56 +283,46 @@ def _identity(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str
 
 def _checks(spec: DatasetSpec, features: Mapping[str, ResolvedFeature], schema: pa.Schema) -> Iterator[Check]:
     for name in spec.key:
-        yield _check(f"{column(name)} IS NULL", f"key column {name!r} is null", "a key has a value in every row")
+        yield _check(
+            is_missing(name, schema.field(name).type), f"key column {name!r} is null", "a key has a value in every row"
+        )
     for name in (*spec.key, *spec.keep):
         if _terms_type(schema.field(name).type) == pa.string():
             yield _check(
-                _not_utf8(name, schema),
+                is_not_utf8(name, schema.field(name).type),
                 f"column {name!r} holds a string that is not UTF-8",
                 "decode it in the table, or cast it to binary",
             )
     for task, label in spec.all_labels.items():
         yield _check(
-            _absent(label.column, schema),
+            is_missing(label.column, schema.field(label.column).type),
             f"label {task!r} (column {label.column!r}) is null or NaN",
             "take out the rows without a label",
         )
     if spec.weight:
-        negative = f"coalesce({column(spec.weight)} < 0, false)"
-        yield _check(_absent(spec.weight, schema), f"weight {spec.weight!r} is null or NaN")
-        yield _check(negative, f"weight {spec.weight!r} is negative", "weights are 0 or more")
+        kind = schema.field(spec.weight).type
+        yield _check(is_missing(spec.weight, kind), f"weight {spec.weight!r} is null or NaN")
+        yield _check(is_negative(spec.weight, kind), f"weight {spec.weight!r} is negative", "weights are 0 or more")
     if spec.split.column and spec.split.method in ("group", "time", "column"):
         where = f"split column {spec.split.column!r}"
-        yield _check(_absent(spec.split.column, schema), f"{where} is null", "every row belongs to a split")
+        yield _check(
+            is_missing(spec.split.column, schema.field(spec.split.column).type),
+            f"{where} is null",
+            "every row belongs to a split",
+        )
     for name, feature in features.items():
         if feature.missing == "refuse":
             yield _check(
-                _absent(name, schema),
+                is_missing(name, schema.field(name).type),
                 f"column {name!r} has no value",
                 f"its option is `missing: refuse`; fill it in the table, or set dataset.features.{name}.missing",
             )
 
 
-def _check(condition: str, what: str, advice: str = "") -> Check:
-    """A check that says ``what`` of the number of rows for which the SQL condition is true."""
+def _check(condition: Derived, what: str, advice: str = "") -> Check:
+    """A check that says ``what`` of the number of rows for which the condition is true."""
     said = what.replace("{", "{{").replace("}", "}}") + " in {n} rows"
     return Check(condition, f"{said}: {advice.replace('{', '{{').replace('}', '}}')}" if advice else said)
-
-
-def _absent(name: str, schema: pa.Schema) -> str:
-    quoted, kind = column(name), schema.field(name).type
-    if pa.types.is_floating(kind):
-        return f"({quoted} IS NULL OR isnan({quoted}))"
-    if _is_list(kind) and is_vocabulary_type(kind.value_type):
-        return f"({quoted} IS NULL OR exists({quoted}, one -> one IS NULL))"
-    return f"{quoted} IS NULL"
-
-
-def _not_utf8(name: str, schema: pa.Schema) -> str:
-    """Engines let any bytes pass for a string; what reads a dataset does not."""
-    if _is_list(schema.field(name).type):
-        return f"coalesce(exists({column(name)}, one -> NOT is_valid_utf8(one)), false)"
-    return f"coalesce(NOT is_valid_utf8({column(name)}), false)"
 
 
 def _complaint(check: Callable[[str, pa.DataType], object], name: str, kind: pa.DataType) -> list[str]:
@@ -359,4 +358,4 @@ def _terms_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _empty(schema: pa.Schema) -> Plan:
-    return Plan(schema, pa.schema([]), True, {}, {}, None, (), ())
+    return Plan(schema, pa.schema([]), True, {}, {}, None, None, (), ())

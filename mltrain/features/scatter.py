@@ -37,9 +37,11 @@ from mltrain.data.shard import EncodedShard, Shard, pack_matrices, write_packed
 from mltrain.errors import BuildError, TableError
 from mltrain.features import parcels
 from mltrain.features.census import SPLIT
+from mltrain.features.derived import Derived, row_hash
 from mltrain.features.engine import rows_per_batch_at_most
 from mltrain.features.problems import repeated_keys
-from mltrain.features.sql import Batches, column, map_in_arrow
+from mltrain.features.rows import Rows
+from mltrain.features.sql import Batches, map_in_arrow
 from mltrain.storage import Store
 from mltrain.transforms import FittedTransforms
 
@@ -87,8 +89,21 @@ class Places:
             place -= buckets
         raise ValueError(f"there are {self.count} places")
 
+    def derived(self) -> Derived:
+        """A row's partition: the top bits of its :data:`HASH`, after the places of earlier splits."""
+        starts = np.cumsum((0, *self.buckets[:-1]), dtype=np.uint64)
+        # The lowest bit goes first: a number is not shifted by all of its 64 bits.
+        shifts = np.array([64 - buckets.bit_length() for buckets in self.buckets], np.uint64)
+
+        def place(rows: pa.RecordBatch) -> pa.Array:
+            splits = rows.column(SPLIT).to_numpy()
+            hashes = rows.column(HASH).to_numpy().view(np.uint64) >> np.uint64(1)
+            return pa.array((starts[splits] + (hashes >> shifts[splits])).astype(np.int32))
+
+        return Derived(self.sql(), (SPLIT, HASH), place)
+
     def sql(self) -> str:
-        """Spark SQL for a row's partition: the top bits of its hash, after the places of earlier splits."""
+        """The same in Spark SQL."""
         arms, start = [], 0
         for position, buckets in enumerate(self.buckets):
             bits = buckets.bit_length() - 1
@@ -193,11 +208,11 @@ class Encoder:
         put_shard(self.store, shard)
 
 
-def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[list[ShardEntry], list[str]]:
+def scatter(rows: Rows, identity: pa.Schema, encoder: Encoder) -> tuple[list[ShardEntry], list[str]]:
     """Builds and stores all shards.
 
     Args:
-        frame: source columns, those of ``identity``, the split's position, and the fingerprint where the schema has it.
+        rows: source columns, those of ``identity``, the split's position, and the fingerprint where the schema has it.
         identity: the columns that tell rows apart.
         encoder: what to do with a shard's rows.
 
@@ -209,8 +224,6 @@ def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[li
         BuildError: two tasks answered for one bucket.
     """
     names = dict.fromkeys((*encoder.kept, *encoder.transforms.inputs))
-    placed = frame.select(*(F.expr(column(name)) for name in names), SPLIT, hashed(identity))
-    placed = placed.withColumn(PLACE, F.expr(encoder.places.sql())).drop(SPLIT)
 
     def answer(place: int, rows: pa.Table) -> Answer:
         split, bucket = encoder.places.locate(place)
@@ -219,12 +232,19 @@ def scatter(frame: DataFrame, identity: pa.Schema, encoder: Encoder) -> tuple[li
     def packed(batches: Batches) -> Batches:
         return parcels.wrap(pack(encoder)(batches), PLACE)
 
-    return gather(map_in_arrow(placed, packed, parcels.schema(PLACE)), encoder.places.count, encoder.identity, answer)
+    hashed_rows = rows.with_derived(HASH, shard_hash(identity))
+    travelling = hashed_rows.map((*names, HASH), {PLACE: encoder.places.derived()}, packed, parcels.schema(PLACE))
+    return gather(travelling, encoder.places.count, encoder.identity, answer)
+
+
+def shard_hash(identity: pa.Schema) -> Derived:
+    """What says where a row lies, from the columns that tell rows apart."""
+    return row_hash(identity, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)
 
 
 def hashed(identity: pa.Schema) -> Column:
-    """The column :data:`HASH`, which says where a row lies, from the columns that tell rows apart."""
-    return F.expr(keys.hash_sql(identity, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)).alias(HASH)
+    """The column :data:`HASH`: :func:`shard_hash`."""
+    return F.expr(shard_hash(identity).sql).alias(HASH)
 
 
 def pack(encoder: Encoder) -> Callable[[Batches], Batches]:

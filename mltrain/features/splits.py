@@ -1,4 +1,4 @@
-"""Which split a row belongs to, as a Spark SQL expression that reads nothing but the row."""
+"""Which split a row belongs to, from nothing but the row."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,29 +8,31 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from mltrain.data.keys import SPLIT_DOMAIN, hash_sql
+from mltrain.data.keys import SPLIT_DOMAIN
 from mltrain.errors import TableError
+from mltrain.features.derived import HASH_BITS, Derived, cases, hash63_sql, position, share
 from mltrain.features.problems import refuse
 from mltrain.features.selection import select
 from mltrain.features.sql import column, literal
 
-HASH_BITS = 63
 MAX_STRATA = 1000
 MAX_SPLITS = 100
 _USUAL = ("train", "validation", "test")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def random(identity: pa.Schema, fractions: Mapping[str, float], seed: int) -> str:
+def random(identity: pa.Schema, fractions: Mapping[str, float], seed: int) -> Derived:
     """By a seeded hash of ``identity``: the key, or the column whose equal values stay together.
 
     A row's split depends on nothing but its own values, so it never changes as the table grows.
     """
     bounds = [int(share * 2**HASH_BITS) for share in _cumulative(fractions)]
-    return _cases([f"{hash63(identity, seed)} < {bound}" for bound in bounds])
+    return share(identity, seed, SPLIT_DOMAIN, bounds)
 
 
-def stratified(frame: DataFrame, stratum: str, identity: pa.Schema, fractions: Mapping[str, float], seed: int) -> str:
+def stratified(
+    frame: DataFrame, stratum: str, identity: pa.Schema, fractions: Mapping[str, float], seed: int
+) -> Derived:
     """Like :func:`random`, with exact fractions within each value of the column ``stratum``.
 
     A row may change its split as the table grows: exactness within a class depends on all rows of the class.
@@ -38,7 +40,7 @@ def stratified(frame: DataFrame, stratum: str, identity: pa.Schema, fractions: M
     Raises:
         TableError: the column has more than a thousand values.
     """
-    value, order = f"CAST({column(stratum)} AS STRING)", hash63(identity, seed)
+    value, order = f"CAST({column(stratum)} AS STRING)", hash63_sql(identity, seed, SPLIT_DOMAIN)
     counted = (
         frame.where(f"{value} IS NOT NULL").groupBy(F.expr(value).alias("s")).count().limit(MAX_STRATA + 1).collect()
     )
@@ -51,13 +53,13 @@ def stratified(frame: DataFrame, stratum: str, identity: pa.Schema, fractions: M
     ranks = {row["s"]: tuple(round(share * row["count"]) for share in shares) for row in counted}
     bounds = select(frame.select(F.expr(value).alias("s"), F.expr(order).alias("v")), ranks, HASH_BITS)
     arms = []
-    for position in range(len(shares)):
-        limits = " ".join(f"WHEN {literal(key)} THEN {_bound(values[position])}" for key, values in bounds.items())
+    for i in range(len(shares)):
+        limits = " ".join(f"WHEN {literal(key)} THEN {_bound(values[i])}" for key, values in bounds.items())
         arms.append(f"{order} <= CASE {value} {limits} END")
-    return _cases(arms if bounds else [])
+    return Derived(cases(arms if bounds else []))
 
 
-def by_time(frame: DataFrame, time: str, kind: pa.DataType, fractions: Mapping[str, float]) -> str:
+def by_time(frame: DataFrame, time: str, kind: pa.DataType, fractions: Mapping[str, float]) -> Derived:
     """The oldest rows go to the first split. Rows of equal time stay together, in the earlier of two splits."""
     # Selection wants numbers that are not negative: Spark's instants need 62 bits, so adding 2**62 makes them so.
     instant = f"({_instant(time, kind)} + {2**62})"
@@ -65,7 +67,7 @@ def by_time(frame: DataFrame, time: str, kind: pa.DataType, fractions: Mapping[s
     rows = times.count()
     ranks = [max(0, round(share * rows) - 1) for share in _cumulative(fractions)]
     bounds = select(times, {"": ranks}, HASH_BITS)[""]
-    return _cases([f"{instant} <= {min(bound, 2**63 - 1)}" for bound in bounds])
+    return Derived(cases([f"{instant} <= {min(bound, 2**63 - 1)}" for bound in bounds]))
 
 
 def names_in(frame: DataFrame, name: str) -> tuple[str, ...]:
@@ -89,28 +91,15 @@ def names_in(frame: DataFrame, name: str) -> tuple[str, ...]:
     return (*(one for one in _USUAL if one in found or not found), *sorted(found - set(_USUAL)))
 
 
-def by_column(name: str, names: Sequence[str]) -> str:
+def by_column(name: str, names: Sequence[str]) -> Derived:
     """The column says it; null where it names no split."""
-    arms = " ".join(f"WHEN {literal(split)} THEN {position}" for position, split in enumerate(names))
-    return f"CASE CAST({column(name)} AS STRING) {arms} END"
-
-
-def hash63(identity: pa.Schema, seed: int, domain: str = SPLIT_DOMAIN) -> str:
-    """The upper 63 bits of the identity's hash: a long that is never negative."""
-    return f"shiftrightunsigned({hash_sql(identity, domain=domain, seed=seed)}, 1)"
+    return position(name, names)
 
 
 def _cumulative(fractions: Mapping[str, float]) -> list[Fraction]:
     """Where each split but the last ends. Decimals as written: 0.1 is a tenth."""
     shares = [Fraction(repr(share)) for share in fractions.values()]
     return [sum(shares[: i + 1], Fraction(0)) for i in range(len(shares) - 1)]
-
-
-def _cases(conditions: Sequence[str]) -> str:
-    if not conditions:
-        return "0"
-    arms = " ".join(f"WHEN {condition} THEN {position}" for position, condition in enumerate(conditions))
-    return f"CASE {arms} ELSE {len(conditions)} END"
 
 
 def _bound(value_after: int) -> int:

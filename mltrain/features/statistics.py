@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from mltrain.errors import TableError
 from mltrain.features import census
 from mltrain.features.census import SPLIT, Census, Check
+from mltrain.features.derived import Derived
 from mltrain.features.moments import Moments
-from mltrain.features.sql import column, map_in_arrow
+from mltrain.features.rows import Rows
 from mltrain.transforms.columns import flatten
 from mltrain.transforms.numbers import Floats, numbers
 from mltrain.transforms.vocabulary import terms
@@ -110,22 +110,17 @@ class Statistics:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-def compute(frame: DataFrame, wanted: Wanted, *, train: int, sample: str) -> Statistics:
+def compute(rows: Rows, wanted: Wanted, *, train: int, sample: Derived) -> Statistics:
     """Runs the pass.
 
     Args:
-        frame: the table's columns and :data:`SPLIT`.
+        rows: the table's columns and :data:`SPLIT`.
         wanted: what to compute.
         train: position of the training split.
-        sample: Spark SQL, true for the rows that medians are taken from (those of them that are in the training split).
+        sample: true for the rows that medians are taken from (those of them that are in the training split).
     """
     known = {SAMPLE: sample, **dict(census.columns(wanted.identity, wanted.checks))}
-    read = frame.select(
-        *(F.expr(column(name)) for name in wanted.columns),
-        SPLIT,
-        *(F.expr(sql).alias(name) for name, sql in known.items()),
-    )
-    partial = map_in_arrow(read, _reducer(wanted, train), _PARTIAL)
+    partial = rows.map((*wanted.columns, SPLIT), known, _reducer(wanted, train), _PARTIAL)
     limits = F.lit(1)
     for name, minimum in _minimum_counts(wanted).items():
         limits = F.when(F.col("name") == name, F.lit(minimum)).otherwise(limits)

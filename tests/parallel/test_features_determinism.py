@@ -85,6 +85,8 @@ def test_other_packings_of_the_same_rows_give_the_same_digest(
     parts = [shuffled.slice(start, 113) for start in range(0, ROWS, 113)]
     scattered = tables.write(tmp_path / "scattered", *parts)
     settings = {"spark.sql.files.maxPartitionBytes": "8k", "spark.sql.execution.arrow.maxRecordsPerBatch": "37"}
+    # What Parquet's names mean then is Spark's to say: it reads the table, and tasks do not.
+    settings["spark.sql.caseSensitive"] = "true"
     before = {key: str(spark.conf.get(key)) for key in (*settings, "spark.sql.shuffle.partitions")}
     try:
         for key, value in {**settings, "spark.sql.shuffle.partitions": "7"}.items():
