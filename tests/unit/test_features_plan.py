@@ -145,7 +145,7 @@ def test_a_check_says_its_number_of_rows_whatever_the_column_s_name() -> None:
     features = {"*": {}, "{n} {": {"missing": "refuse"}}
     made, said = plan(dataset_file("t", "/root", features=features).dataset, schema, {})
     assert said == []
-    (check,) = [check for check in made.checks if "{n} {" in check.condition]
+    (check,) = [check for check in made.checks if "{n} {" in check.condition.reads]
     assert check.problem.format(n=3).startswith(
         "column '{n} {' has no value in 3 rows: its option is `missing: refuse`"
     )
