@@ -7,6 +7,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from tests.chaos.result import Result
@@ -43,7 +44,10 @@ def main() -> int:
         started = time.monotonic()
         sys.stdout.write(f"{kind}: {given.count or COUNTS[kind]} cases from seed {given.seed}\n")
         sys.stdout.flush()
-        result = run(kind, given.count or COUNTS[kind], given.seed)
+        try:
+            result = run(kind, given.count or COUNTS[kind], given.seed)
+        except Exception:  # of the kind as a whole: the others still run
+            result = Result(kind, given.seed, failures=[traceback.format_exc()])
         result.figures["seconds"] = f"{time.monotonic() - started:.0f}"
         failures += len(result.failures)
         sys.stdout.write(result.text())
