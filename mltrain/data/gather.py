@@ -89,7 +89,10 @@ class Gatherer:
 
     def at_hand(self, segments: Sequence[Segment]) -> bool:
         """Whether all shards of some segments are open already."""
-        return all(s.shard in self._open or self.source.at_hand(self._first_shard + s.shard) for s in segments)
+        for segment in segments:
+            if segment.shard not in self._open and not self.source.at_hand(self._first_shard + segment.shard):
+                return False
+        return True
 
     def open(self, segments: Sequence[Segment]) -> list["Piece"]:
         """Maps what segments lie in; may wait for storage. One thread at a time."""

@@ -66,14 +66,13 @@ class Pipeline(Generic[Slot, Work, Prepared]):
             BaseException: what opening or gathering it raised.
         """
         while self._next not in self._taken:
-            if self._ready.empty() and self._help():
-                continue
-            self._idle = True
-            # Opened since we looked, and before the thread could see that we are idle.
-            if not (self._ready.empty() and self._help()):
-                step, item = self._ready.get()
-                self._taken[step] = item
-            self._idle = False
+            if not self._help():
+                self._idle = True
+                # Opened since we looked, and before the thread could see that we are idle.
+                if not self._help():
+                    step, item = self._ready.get()
+                    self._taken[step] = item
+                self._idle = False
         item = self._taken.pop(self._next)
         self._next += 1
         if isinstance(item, BaseException):
@@ -102,7 +101,9 @@ class Pipeline(Generic[Slot, Work, Prepared]):
         return not (self._thread.is_alive() or self._helping)
 
     def _help(self) -> bool:
-        """Gathers the oldest step that nobody has begun, in the thread of the one who takes batches."""
+        """Gathers the oldest step that nobody has begun, in the thread of who takes batches, if nothing is ready."""
+        if not self._opened or not self._ready.empty():
+            return False
         self._helping = True
         try:
             begun = self._begin()
