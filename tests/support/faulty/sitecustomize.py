@@ -120,7 +120,7 @@ def _meet(place: Path) -> None:
 def _kill_driver_in_a_storm(uri: str, when: str) -> None:
     case = _storm_case(uri)
     rng = random.Random(f"{case} driver")
-    if case is None or rng.random() > 0.12 or rng.choice(["before", "after"]) != when:
+    if case is None or rng.random() > 0.35 or rng.choice(["before", "after"]) != when:
         return
     met = Path(os.environ["MLTRAIN_TEST_FAULTS"]).with_name("met")
     fault = f"case-{case} driver killed {when} its manifest"
