@@ -214,6 +214,8 @@ def _shown(summary: dict[str, Any]) -> list[Any]:
     source = summary["provenance"].get("table", {})
     if source:
         lines.append(f"from    {source.get('uri')} version {source.get('version')}")
+    if base := summary["provenance"].get("base"):
+        lines.append(f"grown   from {base}")
     splits = [
         (name, f"{split['rows']:,}", split["shards"], f"{split['size_bytes']:,}", split["lanes"], split["window"])
         for name, split in summary["splits"].items()

@@ -45,7 +45,7 @@ def read_identities(store: Store, schema: Schema, entry: ShardEntry) -> pa.Table
     return table
 
 
-_REPAIR = "`mltrain dataset verify` says what else is; delete what is damaged and build without dataset.base"
+_REPAIR = "`mltrain dataset verify` says what else is; build without dataset.base to repair it"
 
 
 class _Ranges(io.RawIOBase):

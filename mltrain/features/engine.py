@@ -34,6 +34,8 @@ _QUIET = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", 
 _ROWS_PER_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _BYTES_PER_BATCH = "spark.sql.execution.arrow.maxBytesPerBatch"
 _ANY_NUMBER_OF_BYTES = 2**31 - 1
+_OPENING_COUNTS_AS = "spark.sql.files.openCostInBytes"
+_OPENING_BYTES = 1 << 18
 _ARROW_ROWS_PER_BATCH, _FEWEST_ROWS_PER_BATCH = 32768, 256
 _VALUES_PER_BATCH, _VALUES_OF_ANY_LENGTH = 1 << 23, 128
 _KEPT_LOGS = 20
@@ -107,6 +109,20 @@ def arrow_batches(active: SparkSession, schema: pa.Schema, sizes: Mapping[str, i
         rows_per_batch_at_most(active, rows_per_batch(schema, sizes)),
         _set(active, _BYTES_PER_BATCH, _ANY_NUMBER_OF_BYTES),
     ):
+        yield
+
+
+@contextmanager
+def few_scan_tasks(active: SparkSession) -> Iterator[None]:
+    """Lets a task read many small files, while it lasts, unless the submitter said how many.
+
+    Spark counts opening a file as reading 4 MB, so 32 small files are a task. A task costs more than they do: a Python
+    worker, and partial results as long as those of a large one.
+    """
+    if active.sparkContext.getConf().contains(_OPENING_COUNTS_AS):
+        yield
+        return
+    with _set(active, _OPENING_COUNTS_AS, _OPENING_BYTES):
         yield
 
 

@@ -32,6 +32,7 @@ from mltrain.data.schema import FINGERPRINT
 from mltrain.data.shard import blob_path, checksum, open_shard
 from mltrain.errors import BuildError, DamagedError, NotFoundError
 from mltrain.features.census import SPLIT
+from mltrain.features.inherit import FRESH
 from mltrain.features.scatter import (
     HASH,
     PLACE,
@@ -54,6 +55,7 @@ GONE = "__mltrain_gone"
 
 _ROWS_PER_RANGE = 1 << 18
 _BROADCAST_ROWS = 1 << 20
+_FEW_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -219,13 +221,24 @@ def untouched(store: Store, base: Manifest, growth: Growth) -> Iterator[ShardEnt
     try:
         data = store.get(path)
     except NotFoundError as error:
-        raise DamagedError(f"{store.join(path)} is missing; build without dataset.base to repair it") from error
+        raise DamagedError(f"{store.join(path)} is missing; {FRESH} to repair it") from error
     if checksum(data) != base.statistics_blob.name:
-        raise DamagedError(f"{store.join(path)} is damaged; build without dataset.base to repair it")
+        raise DamagedError(f"{store.join(path)} is damaged; {FRESH} to repair it")
     touched = set(growth.touched)
     for shard, (entry, mine) in enumerate(zip(base.entries(), decode_statistics(data), strict=True)):
         if shard not in touched:
             yield dataclasses.replace(entry, statistics=mine)
+
+
+def advice(manifest: Manifest, rows_per_shard: int) -> str | None:
+    """Every growth adds shards, and small ones: when a fresh build would have half as many it is time for one."""
+    fresh = Places.plan({split.name: split.rows for split in manifest.splits}, rows_per_shard).count
+    if len(manifest.index) < 2 * fresh + _FEW_SHARDS:
+        return None
+    return (
+        f"the dataset has grown to {len(manifest.index)} shards, and a fresh build would have about {fresh}: {FRESH} "
+        "when it is convenient, which fits the transforms anew, too"
+    )
 
 
 def _joined(frame: DataFrame, found: DataFrame, encoder: Encoder) -> DataFrame:
@@ -337,8 +350,7 @@ def _together(encoder: Encoder, base: Manifest, entry: ShardEntry, rows: pa.Tabl
             shard = open_shard(local, base.schema, blob=entry.blob, size_bytes=entry.size_bytes)
         except (NotFoundError, DamagedError) as error:
             raise DamagedError(
-                f"shard {encoder.store.join(path)} of dataset.base is missing or damaged ({error}); delete it and "
-                "build without dataset.base"
+                f"shard {encoder.store.join(path)} of dataset.base is missing or damaged ({error}); {FRESH}"
             ) from error
         before = encoder.packed_again(shard, rows.schema)
     key = list(encoder.identity)

@@ -3,6 +3,7 @@
 import dataclasses
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mltrain.data.dataset import parse_reference
 from mltrain.data.manifest import Manifest, manifest_path
 from mltrain.data.publish import read_manifest, read_pointer, read_record
 from mltrain.data.shard import blob_path
-from mltrain.errors import MltrainError, NotFoundError, RequestError, TableError
+from mltrain.errors import DamagedError, MltrainError, NotFoundError, RequestError, TableError
 from mltrain.features.fit import dataset_schema
 from mltrain.features.plan import Plan
 from mltrain.storage import Store
@@ -76,7 +77,10 @@ def open_base(store: Store, reference: str, digest: str) -> Base:
     if not manifest.schema.fingerprints or not all(split.buckets for split in manifest.splits):
         why = "was built by a version that could not grow datasets" if manifest.schema.key else "has no key"
         raise RequestError(f"dataset.base {reference} ({digest[:16]}…) {why}, so it cannot grow; {FRESH}")
-    transforms = FittedTransforms.from_json(manifest.transforms, lambda name: store.get(blob_path(name)))
+    try:
+        transforms = FittedTransforms.from_json(manifest.transforms, lambda name: store.get(blob_path(name)))
+    except NotFoundError as error:
+        raise DamagedError(f"a vocabulary of dataset.base {reference} is missing ({error}); {FRESH}") from error
     return Base(manifest, transforms, _spec(store, parse_reference(reference, store.uri).name, digest))
 
 
@@ -146,15 +150,19 @@ def _columns(base: Base, spec: DatasetSpec, planned: Plan) -> Iterator[str]:
 
 def _spec(store: Store, name: str | None, digest: str) -> DatasetSpec:
     """The settings of a build that made the dataset, from its record."""
-    builds = []
-    if name is not None:
-        builds += [pointer["build"]] if (pointer := read_pointer(store, name))["digest"] == digest else []
-    builds += (Path(meta.path).stem for meta in store.list("builds")) if not builds else ()
-    for build in builds:
+    for build in _builds(store, name, digest):
         record = read_record(store, build)
         if record.get("digest") == digest and "config" in record:
             return _parsed(record["config"])
     raise NotFoundError(f"dataset.base: no record says how dataset {digest} was built; {FRESH}")
+
+
+def _builds(store: Store, name: str | None, digest: str) -> Iterator[str]:
+    """Builds that may have made the dataset, the one that its name points at first."""
+    with suppress(NotFoundError):
+        if name is not None and (pointer := read_pointer(store, name))["digest"] == digest:
+            yield str(pointer["build"])
+    yield from (Path(meta.path).stem for meta in store.list("builds"))
 
 
 def _parsed(text: str) -> DatasetSpec:

@@ -25,7 +25,7 @@ from mltrain.errors import BuildError, RequestError, TableError
 from mltrain.features import census, growth, inherit, provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
 from mltrain.features.derived import HASH_BITS, Derived, below, constant
-from mltrain.features.engine import arrow_batches, engine_errors, session
+from mltrain.features.engine import arrow_batches, engine_errors, few_scan_tasks, session
 from mltrain.features.fingerprint import fingerprint
 from mltrain.features.fit import dataset_schema, fit
 from mltrain.features.growth import Growth
@@ -46,7 +46,6 @@ MEDIAN_ROWS = 1 << 16
 are in the training split count."""
 _MEDIAN_VALUES = 1 << 24
 _MEDIAN_DOMAIN = "mltrain/median"
-_FEW_SHARDS = 16
 
 Progress = Callable[[str], None]
 
@@ -148,6 +147,7 @@ class _Build:
         with (
             Build.start(self.store, self.file.name, self.id, self.progress) as build,
             arrow_batches(self.spark, source.schema, sizes),
+            few_scan_tasks(self.spark),
         ):
             made = self._grown(source, planned, base) if base else self._fresh(source, planned)
             record = provenance.record(self.file, source, recipe, base, self.started, self.spark.version)
@@ -218,7 +218,7 @@ class _Build:
             manifest, blobs = assemble(manifest.schema, manifest.transforms, names, entries, buckets=buckets)
         changes = {"added": sum(change.added), "changed": change.changed, "removed": change.gone}
         details = {"rows": dict(rows), "changes": changes}
-        return _Made(manifest, blobs, details, changes, _advice(manifest, rows, spec.rows_per_shard))
+        return _Made(manifest, blobs, details, changes, growth.advice(manifest, spec.rows_per_shard))
 
     def _encode(
         self, frame: DataFrame, found: DataFrame, change: Growth, base: Manifest, encoder: Encoder
@@ -297,17 +297,6 @@ def _numbered(frame: DataFrame, schema: pa.Schema) -> DataFrame:
 
 def _fingerprinted(table: Rows, planned: Plan, transforms: FittedTransforms) -> Rows:
     return table.with_derived(FINGERPRINT, fingerprint(inherit.used_columns(planned, transforms)))
-
-
-def _advice(manifest: Manifest, rows: Mapping[str, int], rows_per_shard: int) -> str | None:
-    """Every growth adds shards, and small ones: when a fresh build would have half as many it is time for one."""
-    fresh = Places.plan(rows, rows_per_shard).count
-    if len(manifest.index) < 2 * fresh + _FEW_SHARDS:
-        return None
-    return (
-        f"the dataset has grown to {len(manifest.index)} shards, and a fresh build would have about {fresh}: "
-        f"{inherit.FRESH} when it is convenient, which also fits the transforms anew"
-    )
 
 
 def _split(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mltrain.data import Column, Schema, ShardEntry, assemble
 from mltrain.data.manifest import Manifest
-from mltrain.features.growth import Growth, Ranges
+from mltrain.features.growth import Growth, Ranges, advice
 from mltrain.features.scatter import Places
 from mltrain.storage import open_store
 
@@ -72,3 +72,9 @@ def test_only_a_split_that_gains_rows_gains_an_increment(
     growth = Growth(added, (), 0, 0)
     assert growth.nothing == (buckets is None)
     assert growth.buckets(base, growth.places(base, 100)) == (buckets or {"train": (4, 2), "test": (1,)})
+
+
+def test_a_fresh_build_is_advised_when_it_would_have_half_as_many_shards() -> None:
+    few, many = manifest({"train": (16, 1, 1), "test": (1,)}), manifest({"train": (16, 8, 8, 4), "test": (1,)})
+    assert advice(few, 1) is None and advice(many, 1) is None
+    assert "has grown to 37 shards, and a fresh build would have about 2: build without" in str(advice(many, 100))
