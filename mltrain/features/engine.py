@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -98,17 +98,16 @@ def arrow_batches(active: SparkSession, schema: pa.Schema, sizes: Mapping[str, i
     """Sizes the Arrow batches of tasks by rows, while it lasts.
 
     Spark's limit in bytes looks at every column's buffers again for every row: half of what handing a row over costs.
-    The limit in rows, made from the columns' types, keeps batches to tens of megabytes without it.
+    Where all columns have values of a known size, the limit in rows keeps batches to tens of megabytes without it.
 
     Args:
         active: the session.
         schema: the columns that tasks receive, or more.
         sizes: of lists whose length is known.
     """
-    with (
-        rows_per_batch_at_most(active, rows_per_batch(schema, sizes)),
-        _set(active, _BYTES_PER_BATCH, _ANY_NUMBER_OF_BYTES),
-    ):
+    with rows_per_batch_at_most(active, rows_per_batch(schema, sizes)), ExitStack() as settings:
+        if all(field.name in sizes or _is_fixed(field.type) for field in schema):
+            settings.enter_context(_set(active, _BYTES_PER_BATCH, _ANY_NUMBER_OF_BYTES))
         yield
 
 
@@ -152,8 +151,11 @@ def rows_per_batch(schema: pa.Schema, sizes: Mapping[str, int]) -> int:
 
 def _values(kind: pa.DataType) -> int:
     """About how many numbers a value is as long as."""
-    fixed = pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
-    return 1 if fixed else _VALUES_OF_ANY_LENGTH
+    return 1 if _is_fixed(kind) else _VALUES_OF_ANY_LENGTH
+
+
+def _is_fixed(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_primitive(kind) or pa.types.is_decimal(kind))
 
 
 @contextmanager

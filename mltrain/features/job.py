@@ -140,6 +140,7 @@ class _Build:
         refuse(subject, problems)
         recipe = provenance.recipe(spec, source)
         base = inherit.resolve(self.store, spec.base) if spec.base else None
+        self.progress(f"checking what there is of dataset {self.file.name}")
         if (manifest := provenance.same_build(self.store, self.file.name, recipe, base)) is not None:
             self.progress(f"dataset {self.file.name} is up to date")
             return self._report(manifest, base, reused=True)

@@ -13,6 +13,7 @@ import pytest
 
 from mltrain import features
 from mltrain.data import Dataset
+from mltrain.features.engine import arrow_batches
 from mltrain.transforms import FittedTransforms
 from tests.support import tables
 
@@ -212,3 +213,15 @@ def test_table_and_dataset_in_object_storage(spark: "SparkSession", bucket: str,
     local = features.build(tables.dataset_file(table, tmp_path / "root"), spark=spark)
     assert remote.digest == local.digest
     assert Dataset.open(f"{bucket}/ml/datasets/test").rows("train") == local.rows["train"]
+
+
+@pytest.mark.parametrize(("kind", "size", "lifted"), [(pa.string(), 0, False), (pa.list_(pa.float32()), 8, True)])
+def test_the_limit_in_bytes_is_lifted_only_where_rows_have_a_known_size(
+    spark: "SparkSession", kind: pa.DataType, size: int, lifted: bool
+) -> None:
+    given = spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch")
+    schema = pa.schema([("id", pa.int64()), ("c", kind)])
+    with arrow_batches(spark, schema, {"c": size} if size else {}):
+        during = spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch")
+    assert (during != given) is lifted
+    assert spark.conf.get("spark.sql.execution.arrow.maxBytesPerBatch") == given
