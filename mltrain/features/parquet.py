@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -26,6 +26,7 @@ from pyspark.sql.types import StructType
 from mltrain.errors import BuildError, ConfigError, StorageError
 from mltrain.features.deleted import deleted_rows
 from mltrain.features.sql import Batches
+from mltrain.features.stored import Stored
 from mltrain.storage import Store, open_store
 
 _READER_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "typeWidening", "typeWidening-preview"}
@@ -36,8 +37,6 @@ _TASKS_PER_CORE = 2
 _ROWS_PER_BATCH = 1 << 15
 _UNREADABLE = re.compile(r"mltrain\.features\.parquet\.UnreadableError: (.*)")
 _TAIL_BYTES = 1 << 16
-# The first versions of Spark that write dates, and timestamps of 96 bits, in today's calendar.
-_CALENDAR, _CALENDAR_INT96 = (3, 0), (3, 1)
 
 
 class UnreadableError(BuildError):
@@ -83,13 +82,13 @@ class Files:
         Raises:
             UnreadableError: of a file it is not certain what it means.
         """
-        for path, size, partition, deleted, start, end in json.loads(zlib.decompress(self.tasks[task])):
-            yield from self._read(_Part(path, size, partition, deleted, start, end), columns)
+        parts = (_Part(*part) for part in json.loads(zlib.decompress(self.tasks[task])))
+        return _together((rows for part in parts for rows in self._read(part, columns)), self.rows_per_batch)
 
     def _read(self, part: "_Part", columns: Sequence[str]) -> Batches:
         file = self._open(part)
-        stored = [name for name in columns if name not in self.partitioned]
-        there = [name for name in stored if name in file.schema_arrow.names]
+        names = set(file.schema_arrow.names)
+        there = [name for name in columns if name not in self.partitioned and name in names]
         deleted = deleted_rows(self.store, part.deleted) if part.deleted else np.empty(0, np.int64)
         first = 0
         for group in range(file.metadata.num_row_groups):
@@ -134,10 +133,11 @@ class Files:
             file = pq.ParquetFile(source, coerce_int96_timestamp_unit="us", pre_buffer=True)
         except (pa.ArrowException, OSError) as error:
             raise UnreadableError(f"{where}: {error}") from error
+        stored = Stored.of(file)
         for name in self.columns:
             if name in self.partitioned:
                 continue
-            if problem := _problem(file, self.schema.field(name), self.todays_calendar):
+            if problem := stored.problem(self.schema.field(name), self.todays_calendar):
                 raise UnreadableError(f"{where}: column {name!r} {problem}")
         return file
 
@@ -282,62 +282,6 @@ def _offset(group: Any) -> int:
     return int(min(starts))
 
 
-def _problem(file: pq.ParquetFile, field: pa.Field, todays_calendar: bool) -> str | None:
-    """Why it is not certain that a column of a file means what Spark takes it for."""
-    names = file.schema_arrow.names
-    alike = [name for name in names if name.lower() == field.name.lower()]
-    if not alike:
-        return None
-    if alike != [field.name]:
-        return f"is there as {', '.join(alike)}"
-    leaves = [leaf for leaf in _leaves(file) if leaf.path.split(".")[0] == field.name or leaf.path == field.name]
-    if len(leaves) != 1:
-        return "is nested"
-    leaf = leaves[0]
-    kind, wanted, shape = file.schema_arrow.field(field.name).type, field.type, leaf.path[len(field.name) :]
-    if pa.types.is_list(wanted):
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not shape.startswith(".list."):
-            return f"is stored as {kind}"
-        kind, wanted = kind.value_type, wanted.value_type
-    elif shape:
-        return "is nested"
-    if leaf.physical_type == "INT96":
-        if wanted != pa.timestamp("us", "UTC") or pa.types.is_list(field.type):
-            return "holds timestamps of 96 bits"
-    elif _plain(kind) != wanted:
-        return f"is stored as {kind}"
-    if pa.types.is_temporal(wanted) and not _of_today(file, leaf.physical_type == "INT96", todays_calendar):
-        return "may hold dates of a calendar of the past"
-    return None
-
-
-def _leaves(file: pq.ParquetFile) -> Iterator[Any]:
-    return (file.schema.column(i) for i in range(len(file.schema.names)))
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type that Spark knows, of those that Arrow has for the same values."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_large_string(kind) or kind == pa.string_view():
-        return pa.string()
-    if pa.types.is_large_binary(kind) or kind == pa.binary_view():
-        return pa.binary()
-    if pa.types.is_timestamp(kind) and kind.unit in ("ms", "us"):
-        return pa.timestamp("us", "UTC" if kind.tz else None)
-    return kind
-
-
-def _of_today(file: pq.ParquetFile, int96: bool, otherwise: bool) -> bool:
-    said = file.metadata.metadata or {}
-    version = said.get(b"org.apache.spark.version")
-    if version is None:
-        return otherwise
-    major, minor = (int(part) for part in version.split(b".")[:2])
-    legacy = b"org.apache.spark.legacyINT96" if int96 else b"org.apache.spark.legacyDateTime"
-    return (major, minor) >= (_CALENDAR_INT96 if int96 else _CALENDAR) and legacy not in said
-
-
 def _as(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if array.type == kind:
         return array
@@ -346,6 +290,27 @@ def _as(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(kind) and array.type == pa.timestamp("us"):
         return array.view(kind)
     return pc.cast(array, kind)
+
+
+def _together(batches: Batches, rows: int) -> Batches:
+    """The same rows in batches of about so many: those of small files cost what their number costs."""
+    held: list[pa.RecordBatch] = []
+    missing = rows
+    for batch in batches:
+        held.append(batch)
+        missing -= batch.num_rows
+        if missing <= 0:
+            yield from _one(held)
+            held, missing = [], rows
+    if held:
+        yield from _one(held)
+
+
+def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    if len(batches) == 1:
+        return batches
+    joined: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return joined
 
 
 class _Object(io.RawIOBase):
