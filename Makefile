@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
+# Every test and worker would compile this checkout's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup setup-tests demo test unit chaos lint bench lock clean
 
 ARGS ?=

@@ -4,9 +4,11 @@ import multiprocessing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from deltalake import DeltaTable
 
 from mltrain import results
+from mltrain.errors import StorageAccessError
 from mltrain.storage import delta_options, open_store, spark_uri
 from tests.unit.test_results_table import START, row
 
@@ -56,3 +58,13 @@ def test_spark_and_pandas_read_the_record_without_this_library(spark: "SparkSess
     assert {(part["step"], part["name"], part["value"]) for part in parts} == {(7, *item) for item in values.items()}
     frame = DeltaTable(f"{bucket}/runs_table", storage_options=delta_options(bucket)).to_pandas()
     assert frame.loc[0, "run_id"] == "one" and dict(frame.loc[0, "metrics"]) == values
+
+
+def test_storage_that_cannot_be_reached_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    with pytest.raises(StorageAccessError, match=r"s3://b/x/runs_table: [ -~]+ Check the endpoint") as caught:
+        results.runs("s3://b/x")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2

@@ -1,18 +1,29 @@
-"""Metrics beside scikit-learn, losses by label type, and the step's exact weighting."""
+"""Metrics beside scikit-learn."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as reference
 
 from mltrain.config.metrics import label_metrics
 from mltrain.evaluate.metrics import metrics
 
+# Together, so that one process loads scikit-learn, which takes longer than these tests.
+pytestmark = pytest.mark.xdist_group("sklearn")
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    from sklearn import metrics as found
+
+    return found
+
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 200), st.integers(0, 1 << 30), st.booleans(), st.booleans())
-def test_binary_metrics_equal_the_references(rows: int, seed: int, weighted: bool, ties: bool) -> None:
+def test_binary_metrics_equal_the_references(reference: Any, rows: int, seed: int, weighted: bool, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.random(rows).astype(np.float32)
     scores = np.round(scores, 1) if ties else scores
@@ -30,7 +41,7 @@ def test_auc_of_a_single_class_is_undefined() -> None:
     assert np.isnan(metrics("binary", np.array([0.1, 0.9], np.float32), np.array([1, 1]), None)["auc"])
 
 
-def test_multiclass_metrics_equal_the_references() -> None:
+def test_multiclass_metrics_equal_the_references(reference: Any) -> None:
     rng = np.random.default_rng(1)
     scores = rng.dirichlet(np.ones(3), 300).astype(np.float32)
     labels = rng.integers(0, 3, 300)
@@ -40,7 +51,7 @@ def test_multiclass_metrics_equal_the_references() -> None:
     assert found["log_loss"] == pytest.approx(reference.log_loss(labels, scores), rel=1e-5)
 
 
-def test_multilabel_metrics_are_means_over_the_classes() -> None:
+def test_multilabel_metrics_are_means_over_the_classes(reference: Any) -> None:
     rng = np.random.default_rng(2)
     scores = rng.random((200, 4)).astype(np.float32)
     labels = rng.integers(0, 2, (200, 4))
@@ -49,7 +60,7 @@ def test_multilabel_metrics_are_means_over_the_classes() -> None:
     assert found["auc_pr"] == pytest.approx(reference.average_precision_score(labels, scores, average="macro"))
 
 
-def test_regression_metrics_equal_the_references() -> None:
+def test_regression_metrics_equal_the_references(reference: Any) -> None:
     rng = np.random.default_rng(3)
     labels = rng.standard_normal(100)
     scores = (labels + 0.1 * rng.standard_normal(100)).astype(np.float32)
