@@ -9,6 +9,7 @@ number is not: 256 lanes, and a window of 3 shards, as with shards of 131072 row
 """
 
 import argparse
+import functools
 import shutil
 import tempfile
 import time
@@ -70,11 +71,11 @@ def main() -> None:
                 shutil.rmtree(folder / "caches")
 
             for nodes in counts:
-                row(f"{nodes} nodes", lambda caches, nodes=nodes: read(spread, caches, [(0, nodes)]))  # type: ignore[misc]
+                row(f"{nodes} nodes", functools.partial(read, spread, changes=[(0, nodes)]))
             for step in (EPOCH // 2, EPOCH // 2 + 1):
                 changes = [(0, counts[-1]), (step, counts[-1] - 1)]
                 title = f"{counts[-1]} nodes, {counts[-1] - 1} from step {step} on"
-                row(title, lambda caches, changes=changes: read(spread, caches, changes))  # type: ignore[misc]
+                row(title, functools.partial(read, spread, changes=changes))
             workers = [[(range(EPOCH), rank, args.workers)] for rank in range(args.workers)]
             one = lambda caches: run(spread, [caches / "node"] * args.workers, workers, args.workers)  # noqa: E731
             row(f"1 node of {args.workers} workers at once", one)

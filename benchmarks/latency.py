@@ -8,6 +8,7 @@ waits beyond that is not hidden.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import statistics
@@ -18,6 +19,11 @@ from pathlib import Path
 from benchmarks.loader import workload
 from mltrain.data import Dataset, Loader, NodeCache
 from tests.support import faults_http, s3
+
+
+def delay(seconds: float, method: str, path: str) -> None:
+    """What a request waits for."""
+    time.sleep(seconds)
 
 
 def epoch(uri: str, cache: Path, batch: int, step_s: float) -> tuple[float, float, float]:
@@ -54,7 +60,7 @@ def main() -> None:
                 os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
                 for _ in range(args.rounds):
                     for delay_ms, runs in results.items():
-                        proxy.before_request = lambda method, path, delay_ms=delay_ms: time.sleep(delay_ms / 1e3)  # type: ignore[misc]
+                        proxy.before_request = functools.partial(delay, delay_ms / 1e3)
                         runs.append(epoch(uri, folder / "cache", args.batch, args.step_ms / 1e3))
     print(f"{args.rows} rows of 160 bytes, batch {args.batch}, {args.step_ms} ms a step; medians of {args.rounds}")
     print(f"{'delay, ms':>10} {'epoch, s':>10} {'first batch, s':>15} {'waited after it, s':>20}")

@@ -131,7 +131,8 @@ class SequentialEpoch:
         low = np.searchsorted(self._starts, first + start, side="right") - 1
         high = np.searchsorted(self._starts, first + stop, side="left")
         counts = np.maximum(high - low, 0)
-        return np.unique(np.repeat(low, counts) + _ranks(counts)).tolist()  # type: ignore[no-any-return]
+        shards: list[int] = np.unique(np.repeat(low, counts) + _ranks(counts)).tolist()
+        return shards
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from mltrain.data.manifest import ShardEntry
 from mltrain.data.schema import FINGERPRINT, Schema
 from mltrain.data.shard import FINGERPRINT_FIELD, blob_path
 from mltrain.errors import DamagedError, NotFoundError
-from mltrain.storage import Store
+from mltrain.storage import ObjectFile, Store
 
 _READ_AHEAD_BYTES = 1 << 16
 
@@ -31,7 +31,7 @@ def read_identities(store: Store, schema: Schema, entry: ShardEntry) -> pa.Table
     path = blob_path(entry.blob)
     stored = {name: f"carried/{name}" for name in schema.key} | {FINGERPRINT: FINGERPRINT_FIELD.name}
     try:
-        file = pa.PythonFile(io.BufferedReader(_Ranges(store, path, entry.size_bytes), _READ_AHEAD_BYTES), mode="r")
+        file = pa.PythonFile(io.BufferedReader(ObjectFile(store, path, entry.size_bytes), _READ_AHEAD_BYTES), mode="r")
         every = pa.ipc.open_file(file).schema.names
         options = pa.ipc.IpcReadOptions(included_fields=sorted(every.index(name) for name in stored.values()))
         batch = pa.ipc.open_file(file, options=options).get_batch(0)
@@ -46,32 +46,3 @@ def read_identities(store: Store, schema: Schema, entry: ShardEntry) -> pa.Table
 
 
 _REPAIR = "`mltrain dataset verify` says what else is; build without dataset.base to repair it"
-
-
-class _Ranges(io.RawIOBase):
-    """An object as a file; every read is a request of its own."""
-
-    def __init__(self, store: Store, path: str, size_bytes: int) -> None:
-        super().__init__()
-        self._store, self._path, self._size = store, path, size_bytes
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        length = min(len(buffer), self._size - self._position)
-        if length <= 0:
-            return 0
-        data = self._store.get_range(self._path, self._position, length)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)

@@ -4,7 +4,6 @@ Which files a version of the table has, what partition they are in and which of 
 Delta says. A table, or a file, of which it is not certain that it means the same here as to Spark is not read here.
 """
 
-import io
 import json
 import re
 import zlib
@@ -27,7 +26,7 @@ from mltrain.errors import BuildError, ConfigError, StorageError
 from mltrain.features.deleted import deleted_rows
 from mltrain.features.sql import Batches
 from mltrain.features.stored import Stored
-from mltrain.storage import Store, open_store
+from mltrain.storage import ObjectFile, Store, open_store
 
 _READER_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "typeWidening", "typeWidening-preview"}
 _READER_FEATURES |= {"v2Checkpoint", "vacuumProtocolCheck"}
@@ -36,7 +35,6 @@ _FILE_COSTS_BYTES = 256 << 10
 _TASKS_PER_CORE = 2
 _ROWS_PER_BATCH = 1 << 15
 _UNREADABLE = re.compile(r"mltrain\.features\.parquet\.UnreadableError: (.*)")
-_TAIL_BYTES = 1 << 16
 
 
 class UnreadableError(BuildError):
@@ -129,7 +127,7 @@ class Files:
     def _open(self, part: "_Part") -> pq.ParquetFile:
         where = self.store.join(part.path)
         try:
-            source = pa.PythonFile(_Object(self.store, part.path, part.size), mode="r")
+            source = pa.PythonFile(ObjectFile(self.store, part.path, part.size), mode="r")
             file = pq.ParquetFile(source, coerce_int96_timestamp_unit="us", pre_buffer=True)
         except (pa.ArrowException, OSError) as error:
             raise UnreadableError(f"{where}: {error}") from error
@@ -311,38 +309,3 @@ def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
         return batches
     joined: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
     return joined
-
-
-class _Object(io.RawIOBase):
-    """An object of a store as a file, its end read at once: that is where Parquet's index is."""
-
-    def __init__(self, store: Store, path: str, size: int) -> None:
-        self._store, self._path, self._size, self._at = store, path, size, 0
-        self._tail_start = max(0, size - _TAIL_BYTES)
-        self._tail: bytes | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._size, self._at + size)
-        data = self._range(self._at, end)
-        self._at = end
-        return data
-
-    def _range(self, start: int, end: int) -> bytes:
-        if start < self._tail_start:
-            return self._store.get_range(self._path, start, end - start)
-        if self._tail is None:
-            self._tail = self._store.get_range(self._path, self._tail_start, self._size - self._tail_start)
-        return self._tail[start - self._tail_start : end - self._tail_start]

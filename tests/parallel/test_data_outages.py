@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,21 +10,12 @@ import pytest
 from mltrain.data import Dataset, Loader, NodeCache, source
 from mltrain.data.shard import blob_path
 from mltrain.errors import StorageError
-from tests.support import faults_http
 from tests.support.datasets import make_dataset
 from tests.support.faults_http import Fault, FaultyProxy
 from tests.support.processes import wait_until
-from tests.support.s3 import S3Server
 
 BATCH, SHARDS = 64, 12
 Open = Callable[..., Dataset]
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faults_http.before(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 @pytest.fixture

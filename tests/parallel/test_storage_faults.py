@@ -1,23 +1,14 @@
 """An S3 server behind a proxy that refuses, cuts and loses."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mltrain.errors import ConflictError, StorageAccessError, StorageError
 from mltrain.storage import Store, open_store
-from tests.support import faults_http
 from tests.support.faults_http import Fault, FaultyProxy
 from tests.support.s3 import S3Server
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faults_http.before(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 @pytest.fixture
