@@ -33,6 +33,7 @@ _UNIT = Path(__file__).parent / "unit"
 _LONG_GROUPS = (
     "ray_cluster",
     "spark",
+    "test_train_hosts",
     "test_demo_local",
     "test_demo_s3",
     "test_train_inprocess",

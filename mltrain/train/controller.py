@@ -2,23 +2,19 @@
 
 import logging
 import queue
-import secrets
 import time
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mltrain.collectives import Membership, RendezvousServer
 from mltrain.errors import MltrainError, TrainingError
 from mltrain.train import membership
 from mltrain.train.control import Ending, Outcome, Row, Verdict
-from mltrain.train.link import Hub, Received
-from mltrain.train.membership import Action, Generation, Limits, Plan, WorkerState, WorkerStatus
-from mltrain.train.placement import Slot, WorkerSource, resources
+from mltrain.train.fleet import Fleet, Member, Returned
+from mltrain.train.membership import Action, Generation, Limits, Plan, WorkerState
+from mltrain.train.placement import WorkerSource
 from mltrain.train.record import RunRecord
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
-from mltrain.train.worker import Contact, Worker
 
 if TYPE_CHECKING:
     from mltrain.train.checkpoints import Checkpoint
@@ -29,46 +25,14 @@ _LOG = logging.getLogger(__name__)
 _TICK_S = 0.1
 # A survivor that has not left an aborted generation by then is killed and replaced.
 _LEAVE_S = 2.0
+# While it imports and opens data, a worker's signs of life may be held up for so many deadlines.
+_WARMING = 5
 # Workers that are not there after so long are worth a line.
 _PATIENT_S = 5.0
 # Workers that died one after another before they were ready: something is wrong that starting more does not mend.
 _FAILED_STARTS = 5
 # Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
 _FRUITLESS = 10
-# A worker that was started less than this ago is waited for when the first generation forms.
-_SETTLE_S = 15.0
-# A worker exits when it has not heard of its controller for so many heartbeat deadlines.
-_SILENCE = 10
-
-
-@dataclass
-class _Member:
-    """What the controller holds of a worker."""
-
-    id: str
-    slot: Slot
-    actor: Any
-    started: float
-    state: WorkerState = WorkerState.PLACING
-    node: str | None = None
-    place: dict[str, Any] | None = None
-    rank: int | None = None
-    step: int = -1
-    output: str = "Ray's logs"
-
-    def status(self, draining: frozenset[str]) -> WorkerStatus:
-        return WorkerStatus(self.id, self.node, self.state, self.rank, self.slot.id in draining)
-
-
-@dataclass(frozen=True)
-class _Returned:
-    """An actor's call ended."""
-
-    worker: str
-    call: str
-    generation: int
-    result: Any
-    error: BaseException | None
 
 
 class _Running:
@@ -103,30 +67,13 @@ class Controller:
     def __init__(
         self, spec: Spec, record: RunRecord, source: WorkerSource, stop: StopRequest, run_id: str, lease: "Lease"
     ) -> None:
-        import ray
-
-        self._ray = ray
-        self._spec = spec
         self._record = record
-        self._source = source
         self._stop = stop
-        self._lease = lease
-        self._workers_config = spec.config.train.workers
-        self._limits = Limits(self._workers_config.min, self._workers_config.max, self._workers_config.wait_s)
+        workers = spec.config.train.workers
+        self._limits = Limits(workers.min, workers.max, workers.wait_s)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._host = ray.util.get_node_ip_address()
-        secret = secrets.token_hex(16)
-        self._hub = Hub(self._host, secret, self._inbox)
-        beat = spec.config.train.heartbeat
-        self._deadline_s = beat.interval_s * beat.misses
-        self._contact = Contact(
-            self._hub.address, secret, run_id, lease.driver_epoch, beat.interval_s, self._deadline_s * _SILENCE
-        )
-        self._remote = ray.remote(Worker)
-        self._spec_ref = ray.put(spec)
-        self._members: dict[str, _Member] = {}
+        self._fleet = Fleet(spec, source, run_id, lease, self._inbox)
         self._running: _Running | None = None
-        self._numbers = 0
         self._generations = 0
         self._failed_starts = 0
         self._fruitless = 0
@@ -171,18 +118,17 @@ class Controller:
             return
 
     def _take(self, event: Any) -> None:
-        if isinstance(event, Received):
-            member = self._members.get(event.worker)
-            if member is None:
-                return
-            if event.message is None:
-                self._lose(member, "its connection ended")
-            else:
-                self._message(member, event.message)
-        elif isinstance(event, _Returned):
-            self._returned(event)
+        member = self._fleet.members.get(event.worker)
+        if member is None:
+            return
+        if isinstance(event, Returned):
+            self._returned(member, event)
+        elif event.message is None:
+            self._lose(member, "its connection ended")
+        else:
+            self._message(member, event.message)
 
-    def _message(self, member: _Member, message: dict[str, Any]) -> None:
+    def _message(self, member: Member, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "hello":
             if member.state is WorkerState.PLACING:
@@ -214,67 +160,71 @@ class Controller:
             if kind == "part":
                 self._running.checkpoint_asked = False
 
-    def _returned(self, event: _Returned) -> None:
-        member = self._members.get(event.worker)
-        if member is None:
-            return
+    def _returned(self, member: Member, event: Returned) -> None:
         if event.error is not None:
             self._lose(member, f"{event.call} failed: {type(event.error).__name__}: {_first_line(event.error)}")
         elif event.call == "warm":
             self._warmed(member, event.result)
-        elif event.call == "run" and self._running is not None and event.generation == self._running.generation.number:
-            self._running.outcomes[member.id] = event.result
+        elif event.call == "run" and event.generation == member.generation:
+            member.busy = False
             member.step = event.result.step
-            if event.result.ending is not Ending.STOPPED and event.result.ending is not Ending.FINISHED:
-                # Without this rank the others cannot go on.
-                self._abort_generation()
+            if self._running is not None and event.generation == self._running.generation.number:
+                self._running.outcomes[member.id] = event.result
+                if event.result.ending is not Ending.STOPPED and event.result.ending is not Ending.FINISHED:
+                    # Without this rank the others cannot go on.
+                    self._abort_generation()
 
-    def _warmed(self, member: _Member, result: Any) -> None:
+    def _warmed(self, member: Member, result: Any) -> None:
         if isinstance(result, Outcome):
             # For a reason that another worker would share.
             self._failure = result
             return
         member.place = result
-        member.node = result["node"]
         member.state = WorkerState.READY
         self._failed_starts = 0
         self._record.event(
-            "worker ready", worker=member.id, node=member.node, pid=result["pid"], warm_s=result["warm_s"]
+            "worker ready", worker=member.id, node=result["node"], pid=result["pid"], warm_s=result["warm_s"]
         )
 
     def _watch(self) -> None:
         """Heartbeats: an overdue worker takes no part; one that left its generation too late is replaced."""
-        now = time.monotonic()
-        for member in list(self._members.values()):
-            heard = self._hub.heard(member.id)
-            if heard is None or member.state in (WorkerState.PLACING, WorkerState.WARMING):
+        deadline_s = self._fleet.deadline_s
+        for member in list(self._fleet.members.values()):
+            silent_s = self._fleet.silent_s(member)
+            if silent_s is None:
                 continue
-            overdue = now - heard > self._deadline_s
-            if overdue and member.state is not WorkerState.SUSPECT:
-                self._record.event("worker silent", worker=member.id, silent_s=now - heard)
-                member.state = WorkerState.SUSPECT
-            elif not overdue and member.state is WorkerState.SUSPECT:
-                in_generation = self._running is not None and member.id in self._running.waiting_for
-                member.state = WorkerState.JOINED if in_generation else WorkerState.READY
-            if now - heard > self._deadline_s + _LEAVE_S:
-                self._lose(member, f"silent for {now - heard:.1f} s")
+            if silent_s > (deadline_s if member.warm else deadline_s * _WARMING) + _LEAVE_S:
+                self._lose(member, f"silent for {silent_s:.1f} s", silent=True)
+            elif member.warm and silent_s > deadline_s and member.state is not WorkerState.SUSPECT:
+                held_s = self._fleet.suspect(member)
+                self._record.event("worker silent", worker=member.id, silent_s=silent_s, held_s=held_s)
+            elif silent_s <= deadline_s and member.state is WorkerState.SUSPECT:
+                self._heard_again(member)
+            elif self._overstays(member):
+                self._lose(member, f"did not leave its generation within {_LEAVE_S:g} s")
+        for member in self._fleet.late():
+            self._lose(member, "it did not start, and its node has lost workers before", silent=True)
+
+    def _heard_again(self, member: Member) -> None:
+        awaited = self._running is not None and member.id in self._running.waiting_for
+        member.state = WorkerState.JOINED if awaited else WorkerState.READY
+        member.seen = time.monotonic()
+        self._record.event("worker heard again", worker=member.id)
+
+    def _overstays(self, member: Member) -> bool:
+        """Whether a worker that is heard is still in a generation that it should have left."""
+        if not member.busy or member.state is WorkerState.SUSPECT:
+            return False
         running = self._running
-        if running is not None and running.aborted_at is not None and now - running.aborted_at > _LEAVE_S:
-            for worker in running.waiting_for:
-                if worker in self._members:
-                    self._lose(self._members[worker], f"did not leave its generation within {_LEAVE_S:g} s")
+        if running is None or running.generation.number != member.generation:
+            return time.monotonic() - member.seen > _LEAVE_S
+        return running.aborted_at is not None and time.monotonic() - max(running.aborted_at, member.seen) > _LEAVE_S
 
     # Decisions
 
     def _plan(self) -> Plan:
-        now, draining = time.monotonic(), self._source.withdrawn()
-        statuses = []
-        for member in self._members.values():
-            status = member.status(draining)
-            if status.state is WorkerState.PLACING and now - member.started < _SETTLE_S:
-                status = WorkerStatus(status.id, status.node, WorkerState.WARMING, status.rank, status.draining)
-            statuses.append(status)
-        self._release_drained(draining)
+        self._fleet.look()
+        statuses, now = self._fleet.statuses(), time.monotonic()
         available = sum(s.state in (WorkerState.READY, WorkerState.JOINED) and not s.draining for s in statuses)
         if available >= self._limits.min:
             self._short_since = None
@@ -286,17 +236,37 @@ class Controller:
         return membership.plan(current, statuses, self._limits, waited, fresh=self._fresh)
 
     def _apply(self, plan: Plan) -> Outcome | None:
+        if self._running is None and self._save_before(plan.release):
+            return None
+        for worker in plan.release:
+            self._release(self._fleet.members[worker])
         if plan.action is Action.SHRINK:
-            self._abort_generation()
+            self._interrupt()
         elif plan.action is Action.REGROUP:
-            self._ask_to_stop(checkpoint=False)
-        elif plan.action is Action.FORM:
+            self._ask_to_stop(checkpoint=self._nobody_stays())
+        elif plan.action is Action.FORM and not self._state_is_silent():
             self._form(plan.members, plan.reason)
         elif plan.action is Action.STOP:
             return self._give_up(plan.reason)
         elif plan.action is Action.CONTINUE and self._running is not None:
             self._ask_for_checkpoint(self._running)
         return None
+
+    def _nobody_stays(self) -> bool:
+        """Whether all that hold the run's state are about to go away."""
+        assert self._running is not None
+        leaving = {status.id for status in self._fleet.statuses() if status.draining}
+        return leaving.issuperset(self._running.generation.members)
+
+    def _save_before(self, leaving: tuple[str, ...]) -> bool:
+        """What only workers hold that are about to go away is saved first."""
+        holders = self._holders()
+        newest = self._record.newest
+        unsaved = any(newest is None or member.step > newest.step for member in holders)
+        if not unsaved or not {member.id for member in holders}.issubset(leaving):
+            return False
+        self._form(self._in_rank_order(holders), "saving what goes away", halt=True)
+        return True
 
     def _stopping(self) -> Outcome | None:
         """An orderly end was asked for: stop all ranks after a step, with a checkpoint."""
@@ -309,19 +279,34 @@ class Controller:
 
     def _give_up(self, reason: str) -> Outcome | None:
         """No generation can train: save what the survivors hold, and stop."""
-        holders = [
-            s for m in self._members.values() if m.step >= 0 and (s := m.status(frozenset())).state is WorkerState.READY
-        ]
+        holders = self._holders()
         if holders and not self._halting:
             self._halting = True
-            self._form(membership.rank_order(holders), f"saving before the end: {reason}", halt=True)
+            self._form(self._in_rank_order(holders), f"saving before the end: {reason}", halt=True)
             return None
         return Outcome(Ending.STOPPED, self._record.recorded, reason=reason)
+
+    def _holders(self) -> list[Member]:
+        """Who holds the run's latest state: of the latest generation, whose members differ by a step at most."""
+        return [
+            member
+            for member in self._fleet.members.values()
+            if member.step >= 0 and member.generation == self._generations and member.state is WorkerState.READY
+        ]
+
+    def _state_is_silent(self) -> bool:
+        """Whether only silent workers hold the run's latest state: soon they are heard again, or lost."""
+        silent = [m for m in self._fleet.members.values() if m.state is WorkerState.SUSPECT]
+        return not self._holders() and any(member.generation == self._generations for member in silent)
+
+    def _in_rank_order(self, members: list[Member]) -> tuple[str, ...]:
+        wanted = {member.id for member in members}
+        return membership.rank_order([status for status in self._fleet.statuses() if status.id in wanted])
 
     def _finished_generation(self) -> Outcome | None:
         """Once every member's call has ended, and what it said before has arrived: what that means."""
         running = self._running
-        if running is None or running.waiting_for or (running.outcomes.keys() & self._members.keys()) - running.left:
+        if running is None or self._awaited(running):
             return None
         outcomes = [outcome for outcome in running.outcomes.values() if outcome is not None]
         failed = [outcome for outcome in outcomes if outcome.ending is Ending.FAILED]
@@ -340,6 +325,14 @@ class Controller:
             self._record.restore_point()
         return self._fruitless_end(running, outcomes)
 
+    def _awaited(self, running: _Running) -> list[str]:
+        """Members that have not left yet, but for the silent ones: nobody waits for these."""
+        members = self._fleet.members
+        present = [
+            w for w in running.generation.members if w in members and members[w].state is not WorkerState.SUSPECT
+        ]
+        return [worker for worker in present if worker not in running.outcomes or worker not in running.left]
+
     def _fruitless_end(self, running: _Running, outcomes: list[Outcome]) -> Outcome | None:
         """A generation that nobody was lost from and that yet did no step is formed again, but not for ever."""
         if len(outcomes) == len(running.generation.members):
@@ -354,20 +347,19 @@ class Controller:
     # Actions
 
     def _form(self, members: tuple[str, ...], reason: str, *, halt: bool = False) -> None:
+        holders = {member.id for member in self._holders()}
         self._generations += 1
         number = self._generations
-        server = RendezvousServer(self._host)
-        generation = Generation(number, members)
-        self._running = _Running(generation, server)
+        server = RendezvousServer(self._fleet.host)
+        self._running = _Running(Generation(number, members), server)
         self._record.begin_generation(number, list(members), reason)
-        places = [self._members[worker].place or {} for worker in members]
+        places = [self._fleet.members[worker].place or {} for worker in members]
         seats = membership.seats([str(place["node"]) for place in places])
-        holders = [worker for worker in members if self._members[worker].step >= 0]
-        self._restoring = None if holders else self._record.newest
-        if not holders:
+        self._restoring = None if holders.intersection(members) else self._record.newest
+        if not holders.intersection(members):
             self._rewind(0 if self._restoring is None else self._restoring.step)
         for rank, worker in enumerate(members):
-            member, place, seat = self._members[worker], places[rank], seats[rank]
+            member, place, seat = self._fleet.members[worker], places[rank], seats[rank]
             joined = Membership(
                 number, rank, len(members), seat.local_rank, seat.local_size, seat.cross_rank, seat.cross_size,
                 place["address"], place["interface"], server.address,
@@ -377,15 +369,22 @@ class Controller:
                 decided=self._record.decided,
                 halt=halt,
                 restore=self._restoring if rank == 0 else None,
+                void=worker not in holders,
             )
-            member.state, member.rank = WorkerState.JOINED, rank
-            self._call(member, "run", number, member.actor.run.remote(joined, task))
+            member.state, member.rank, member.generation, member.busy = WorkerState.JOINED, rank, number, True
+            self._fleet.call(member, "run", number, joined, task)
 
     def _rewind(self, step: int) -> None:
         """Nobody holds the run's state any more: it goes on from ``step``, and what was done since is done again."""
         if self._lost_at is not None:
             self._void_steps += self._record.recorded - step
         self._record.recorded = step
+
+    def _interrupt(self) -> None:
+        """Members are lost: the others leave the generation, and the step under way is done again."""
+        if self._lost_at is None:
+            self._lost_at, self._void_steps = time.monotonic(), self._void_steps + 1
+        self._abort_generation()
 
     def _abort_generation(self) -> None:
         running = self._running
@@ -415,8 +414,7 @@ class Controller:
 
     def _command(self, worker: str, kind: str, **more: Any) -> None:
         assert self._running is not None
-        number = self._running.generation.number
-        self._hub.send(worker, {"type": kind, "driver_epoch": self._lease.driver_epoch, "generation": number, **more})
+        self._fleet.command(worker, kind, self._running.generation.number, **more)
 
     def _finish_failed(self) -> None:
         try:
@@ -431,75 +429,49 @@ class Controller:
         if running is None:
             return
         self._abort_generation()
-        writing = [self._members[worker] for worker in running.generation.members if worker in self._members]
+        members = self._fleet.members
+        writing = [members[worker] for worker in running.generation.members if worker in members]
         number = running.generation.number
         for member in writing:
-            self._call(member, "finish", number, member.actor.finish.remote(number))
-        while any(member.id in self._members and member.id not in running.written for member in writing):
+            self._fleet.call(member, "finish", number, number)
+        while any(member.id in members and member.id not in running.written for member in writing):
             self._take_events()
             self._watch()
 
     def _end_generation(self, running: _Running) -> None:
         running.server.close()
         self._running = None
-        self._fresh = not any(member.step >= 0 for member in self._members.values())
-        for member in self._members.values():
+        for member in self._fleet.members.values():
             if member.state is WorkerState.JOINED:
                 member.state = WorkerState.READY
+        self._fresh = not self._holders()
 
     def _start_workers(self, count: int) -> None:
-        if count:
-            self._source.request(count)
-        for slot in self._source.granted():
-            self._start(slot)
+        for member in self._fleet.want(count):
+            self._record.event("worker started", worker=member.id, node=member.slot.node)
 
-    def _start(self, slot: Slot) -> None:
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    def _release(self, member: Member) -> None:
+        self._record.event("worker released", worker=member.id)
+        self._fleet.retire(member)
 
-        self._numbers += 1
-        worker = f"worker-{self._lease.driver_epoch}-{self._numbers}"
-        needed = resources(self._workers_config)
-        actor: Any = self._remote.options(
-            num_cpus=needed["CPU"],
-            num_gpus=needed.get("GPU", 0),
-            max_concurrency=4,
-            max_restarts=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=0),
-        ).remote(worker, self._contact)
-        member = _Member(worker, slot, actor, time.monotonic())
-        self._members[worker] = member
-        self._call(member, "warm", 0, actor.warm.remote(self._spec_ref, self._workers_config.cpus))
-        self._record.event("worker started", worker=worker)
-
-    def _call(self, member: _Member, call: str, generation: int, ref: Any) -> None:
-        def done(future: "Future[Any]") -> None:
-            error = future.exception()
-            self._inbox.put(_Returned(member.id, call, generation, None if error else future.result(), error))
-
-        ref.future().add_done_callback(done)
-
-    def _lose(self, member: _Member, why: str) -> None:
+    def _lose(self, member: Member, why: str, *, silent: bool = False) -> None:
         """A worker is gone, or as good as gone: it is killed, its slot given back, its generation over."""
-        del self._members[member.id]
-        ready = member.state not in (WorkerState.PLACING, WorkerState.WARMING)
         running = self._running
         taking_part = running is not None and member.id in running.waiting_for
+        held_s = self._fleet.lost(member, silent=silent)
         self._record.event(
-            "worker lost", worker=member.id, node=member.node, rank=member.rank, reason=why, output=member.output,
-            generation=running.generation.number if running is not None and taking_part else None,
+            "worker lost", worker=member.id, node=member.slot.node, rank=member.rank, reason=why, output=member.output,
+            generation=member.generation if member.busy else None, held_s=held_s,
         )  # fmt: skip
-        self._retire(member)
-        if not ready:
+        if not member.warm and not silent:
             self._failed_start(member, why)
         if running is None or not taking_part:
             return
         running.outcomes[member.id] = None
-        if self._lost_at is None:
-            self._lost_at, self._void_steps = time.monotonic(), self._void_steps + 1
         self._record.say(f"lost {member.id} ({why}); {len(running.generation.members) - 1} of its generation go on")
-        self._abort_generation()
+        self._interrupt()
 
-    def _failed_start(self, member: _Member, why: str) -> None:
+    def _failed_start(self, member: Member, why: str) -> None:
         self._failed_starts += 1
         if self._failed_starts >= _FAILED_STARTS:
             error = TrainingError(
@@ -524,26 +496,11 @@ class Controller:
             self._record.say(f"waiting for {missing} worker{'s' if missing > 1 else ''} ({available} ready)")
         self._said_waiting = waited_s > _PATIENT_S
 
-    def _release_drained(self, draining: frozenset[str]) -> None:
-        for member in list(self._members.values()):
-            in_generation = self._running is not None and member.id in self._running.generation.members
-            if member.slot.id in draining and not in_generation:
-                del self._members[member.id]
-                self._record.event("worker released", worker=member.id)
-                self._retire(member)
-
-    def _retire(self, member: _Member) -> None:
-        self._ray.kill(member.actor, no_restart=True)
-        self._source.release(member.slot)
-
     def _tear_down(self) -> None:
         if self._running is not None:
             self._abort_generation()
             self._running.server.close()
-        for member in self._members.values():
-            self._retire(member)
-        self._source.close()
-        self._hub.close()
+        self._fleet.close()
 
 
 def _first_line(error: BaseException) -> str:

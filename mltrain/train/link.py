@@ -43,6 +43,7 @@ class Hub:
         self.address = (host, int(self._listener.getsockname()[1]))
         self._connections: dict[str, _Connection] = {}
         self._heard: dict[str, float] = {}
+        self._forgotten: set[str] = set()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._closed = False
@@ -58,6 +59,13 @@ class Hub:
         connection = self._connections.get(worker)
         if connection is not None:
             connection.send(message)
+
+    def forget(self, worker: str) -> None:
+        """Ends a worker's connection, now or when it comes back: nothing it says is taken any more, and it exits."""
+        self._forgotten.add(worker)
+        connection = self._connections.get(worker)
+        if connection is not None:
+            connection.end()
 
     def close(self) -> None:
         """Ends all connections: workers that still live exit."""
@@ -90,24 +98,30 @@ class Hub:
             return
         except OSError:
             data = b""
-        if not data:
+        try:
+            taken = bool(data) and all(self._take(connection, message) for message in connection.lines(data))
+        except (ValueError, KeyError, AttributeError):
+            # Not a worker: whoever finds the port may write to it.
+            taken = False
+        if not taken:
             self._end(connection)
-            return
-        for message in connection.lines(data):
-            self._take(connection, message)
 
-    def _take(self, connection: "_Connection", message: Message) -> None:
+    def _take(self, connection: "_Connection", message: Message) -> bool:
+        """Takes a message. False: from somebody that is not to be heard."""
         if connection.worker is None:
-            if message.get("secret") != self._secret:
-                self._end(connection)
-                return
-            connection.worker = str(message["worker"])
-            self._connections[connection.worker] = connection
+            worker = str(message["worker"])
+            if message.get("secret") != self._secret or worker in self._forgotten:
+                return False
+            connection.worker = worker
+            self._connections[worker] = connection
+        elif connection.worker in self._forgotten:
+            return False
         self._heard[connection.worker] = time.monotonic()
         if message["type"] == "heartbeat":
             connection.send({"type": "ack"})
         else:
             self._inbox.put(Received(connection.worker, message))
+        return True
 
     def _end(self, connection: "_Connection") -> None:
         self._selector.unregister(connection.socket)
@@ -135,11 +149,15 @@ class _Connection:
                 if self.socket.send(data) != len(data):
                     raise BlockingIOError("the peer does not read")
             except OSError:
-                # Dead, or as good as dead: it has not read its commands for long. The reading thread sees the end.
-                try:
-                    self.socket.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # the peer was faster
+                # Dead, or as good as dead: it has not read its commands for long.
+                self.end()
+
+    def end(self) -> None:
+        """Ends it; the reading thread sees that."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
 
 
 class Link:

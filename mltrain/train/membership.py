@@ -25,6 +25,7 @@ class WorkerStatus:
         state: see `WorkerState`.
         rank: its rank in the latest generation that it was in, if it still holds that generation's state.
         draining: it was announced that its node goes away.
+        held: its node is held back for what happened on it: it joins only where there are too few without it.
     """
 
     id: str
@@ -32,6 +33,7 @@ class WorkerStatus:
     state: WorkerState
     rank: int | None = None
     draining: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,15 @@ class Plan:
     Attributes:
         action: what to do with the generation.
         members: worker ids in rank order, for `Action.FORM`.
-        start: how many workers to start, in the background.
+        start: how many workers there should be more, in the background.
+        release: workers that are not needed any more: their nodes go away, or there are enough without them.
         reason: why, for the run's log.
     """
 
     action: Action
     members: tuple[str, ...] = ()
     start: int = 0
+    release: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -100,35 +104,61 @@ def plan(
     known = {worker.id: worker for worker in workers}
     if len(known) != len(workers):
         raise ValueError(f"worker ids repeat: {sorted(worker.id for worker in workers)}")
-    usable = [worker for worker in workers if worker.state in _AVAILABLE and not worker.draining]
+    there = [worker for worker in workers if worker.state in _AVAILABLE and not worker.draining]
+    usable = [worker for worker in there if not worker.held or _takes_part(worker, generation)]
     coming = [w for w in workers if w.state in (WorkerState.PLACING, WorkerState.WARMING) and not w.draining]
     start = max(0, limits.max - len(usable) - len(coming))
-
     if generation is not None:
-        return _while_running(generation, known, usable, limits, start)
+        return _while_running(generation, known, usable, limits, start, _surplus(generation, workers, usable, limits))
+    if len(usable) < limits.min:
+        usable = there
     members = rank_order(usable)[: limits.max]
+    release = tuple(sorted(worker.id for worker in workers if worker.draining))
     if len(members) < limits.min:
         action = Action.STOP if waited_s >= limits.wait_s else Action.WAIT
-        return Plan(action, start=start, reason=f"{len(members)} of at least {limits.min} workers are ready")
+        return Plan(action, start=start, release=release, reason=_too_few(members, limits))
     warming = any(worker.state is WorkerState.WARMING for worker in coming)
     if fresh and warming and len(members) < limits.max:
-        return Plan(Action.WAIT, start=start, reason="workers are warming up")
-    return Plan(Action.FORM, members=members, start=start, reason=f"{len(members)} workers are ready")
+        return Plan(Action.WAIT, start=start, release=release, reason="workers are warming up")
+    return Plan(Action.FORM, members, start=start, release=release, reason=f"{len(members)} workers are ready")
 
 
 def _while_running(
-    generation: Generation, known: dict[str, WorkerStatus], usable: list[WorkerStatus], limits: Limits, start: int
+    generation: Generation,
+    known: dict[str, WorkerStatus],
+    usable: list[WorkerStatus],
+    limits: Limits,
+    start: int,
+    release: tuple[str, ...],
 ) -> Plan:
     lost = [m for m in generation.members if m not in known or known[m].state is not WorkerState.JOINED]
     if lost:
-        return Plan(Action.SHRINK, start=start, reason=f"lost {', '.join(lost)}")
+        return Plan(Action.SHRINK, start=start, release=release, reason=f"lost {', '.join(lost)}")
     leaving = [member for member in generation.members if known[member].draining]
     if leaving:
-        return Plan(Action.REGROUP, start=start, reason=f"draining {', '.join(leaving)}")
+        return Plan(Action.REGROUP, start=start, release=release, reason=f"draining {', '.join(leaving)}")
     newcomers = [worker.id for worker in usable if worker.id not in generation.members]
     if newcomers and len(generation.members) < limits.max:
-        return Plan(Action.REGROUP, start=start, reason=f"ready to join: {', '.join(sorted(newcomers))}")
-    return Plan(Action.CONTINUE, start=start)
+        joining = f"ready to join: {', '.join(sorted(newcomers))}"
+        return Plan(Action.REGROUP, start=start, release=release, reason=joining)
+    return Plan(Action.CONTINUE, start=start, release=release)
+
+
+def _takes_part(worker: WorkerStatus, generation: Generation | None) -> bool:
+    return generation is not None and worker.id in generation.members
+
+
+def _surplus(
+    generation: Generation, workers: Sequence[WorkerStatus], usable: list[WorkerStatus], limits: Limits
+) -> tuple[str, ...]:
+    """Workers outside the generation whose nodes go away, or, once it is as large as it can be, all of them."""
+    full = sum(_takes_part(worker, generation) for worker in usable) >= limits.max
+    outside = [worker for worker in workers if not _takes_part(worker, generation)]
+    return tuple(sorted(worker.id for worker in outside if full or worker.draining))
+
+
+def _too_few(members: Sequence[str], limits: Limits) -> str:
+    return f"{len(members)} of at least {limits.min} workers are ready"
 
 
 def rank_order(workers: Sequence[WorkerStatus]) -> tuple[str, ...]:

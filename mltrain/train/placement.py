@@ -1,10 +1,14 @@
 """Where workers run: a placement group of one bundle for each, so that one that cannot be placed holds up no other."""
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from mltrain.config import Workers
+
+# How often Ray is asked where groups are that it has not placed yet: at first, and when that has taken long.
+_LOOK_S, _LOOK_SELDOM_S, _LONG_S = 0.1, 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -13,18 +17,20 @@ class Slot:
 
     Attributes:
         id: unique in its source.
-        group: Ray placement group whose only bundle is the slot; it may still be waiting for resources.
+        node: Ray's id of the node that it is on.
+        group: Ray placement group whose only bundle is the slot.
     """
 
     id: str
+    node: str
     group: Any
 
 
 class WorkerSource(Protocol):
     """Gives a run the slots of its workers. All methods return at once."""
 
-    def request(self, count: int) -> None:
-        """Asks for ``count`` slots more."""
+    def want(self, count: int, avoid: frozenset[str]) -> None:
+        """Says how many slots there should be more, besides those granted, and on which nodes they should not be."""
 
     def granted(self) -> list[Slot]:
         """Slots granted since the last call."""
@@ -40,41 +46,72 @@ class WorkerSource(Protocol):
 
 
 class PlacementGroups:
-    """Slots straight from Ray, one placement group each."""
+    """Slots straight from Ray, one placement group each.
+
+    Ray takes a minute to call a cut node dead and places on it meanwhile: nodes to avoid are left out by label.
+    """
 
     def __init__(self, run_id: str, workers: "Workers") -> None:
         self._name = run_id
         self._bundle = resources(workers)
         self._made = 0
-        self._new: list[Slot] = []
+        self._avoid: frozenset[str] = frozenset()
+        self._asked: dict[str, Any] = {}
         self._held: dict[str, Slot] = {}
+        self._asked_at = self._looked_at = 0.0
 
-    def request(self, count: int) -> None:
-        from ray.util.placement_group import placement_group
-
-        for _ in range(count):
-            self._made += 1
-            slot = Slot(f"slot-{self._made}", placement_group([self._bundle], name=f"{self._name}-{self._made}"))
-            self._held[slot.id] = slot
-            self._new.append(slot)
+    def want(self, count: int, avoid: frozenset[str]) -> None:
+        if avoid != self._avoid:
+            # A group that waits keeps the label that it was made with.
+            self._avoid = avoid
+            self._drop(len(self._asked))
+        self._drop(len(self._asked) - count)
+        for _ in range(count - len(self._asked)):
+            self._ask()
 
     def granted(self) -> list[Slot]:
-        new, self._new = self._new, []
-        return new
+        now = time.monotonic()
+        every_s = _LOOK_S if now - self._asked_at < _LONG_S else _LOOK_SELDOM_S
+        if not self._asked or now - self._looked_at < every_s:
+            return []
+        self._looked_at = now
+        from ray.util.placement_group import placement_group_table
+
+        table = placement_group_table()
+        found = []
+        for name, group in list(self._asked.items()):
+            known = table.get(group.id.hex(), {})
+            if known.get("state") == "CREATED":
+                del self._asked[name]
+                slot = self._held[name] = Slot(name, known["bundles_to_node_id"][0], group)
+                found.append(slot)
+        return found
 
     def withdrawn(self) -> frozenset[str]:
         return frozenset()
 
     def release(self, slot: Slot) -> None:
-        from ray.util.placement_group import remove_placement_group
-
         if self._held.pop(slot.id, None) is not None:
-            remove_placement_group(slot.group)
+            _remove(slot.group)
 
     def close(self) -> None:
+        self._drop(len(self._asked))
         for slot in list(self._held.values()):
             self.release(slot)
-        self._new = []
+
+    def _ask(self) -> None:
+        from ray.util.placement_group import placement_group
+
+        self._made += 1
+        self._asked_at = time.monotonic()
+        labels = {"ray.io/node-id": f"!in({','.join(sorted(self._avoid))})"} if self._avoid else {}
+        name = f"{self._name}-{self._made}"
+        self._asked[name] = placement_group([self._bundle], name=name, bundle_label_selector=[labels])
+
+    def _drop(self, count: int) -> None:
+        """Takes back the ``count`` newest groups that Ray has not placed."""
+        for name in list(self._asked)[::-1][: max(0, count)]:
+            _remove(self._asked.pop(name))
 
 
 def resources(workers: "Workers") -> dict[str, float]:
@@ -83,3 +120,19 @@ def resources(workers: "Workers") -> dict[str, float]:
     if workers.gpus:
         bundle["GPU"] = float(workers.gpus)
     return bundle
+
+
+def draining() -> frozenset[str]:
+    """Ids of nodes of which Ray was told that they go away.
+
+    There is no public way to ask: ``ray.nodes()`` still says that they are alive.
+    """
+    import ray
+
+    return frozenset(ray._private.state.state.get_draining_nodes())
+
+
+def _remove(group: Any) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    remove_placement_group(group)

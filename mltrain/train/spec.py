@@ -45,12 +45,14 @@ class Task:
         decided: evaluations up to this step were reported and answered.
         halt: make a checkpoint and stop, instead of training.
         restore: the checkpoint that this worker restores first, if it is the one to do so.
+        void: what this worker holds of the run is of a generation that others went on from without it.
     """
 
     recorded: int = 0
     decided: int = 0
     halt: bool = False
     restore: Checkpoint | None = None
+    void: bool = False
 
 
 def total_steps(epochs: int | None, max_steps: int | None, steps_per_epoch: int) -> int:

@@ -93,6 +93,8 @@ class Trainer:
         """Takes part in one generation, from joining to leaving."""
         timings: dict[str, float] = {}
         try:
+            if task.void:
+                self.replica.populated = False
             if task.restore is not None:
                 with _timed(timings, "restore_s"):
                     self._restore(task.restore)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mltrain.config import Workers
 from mltrain.train import StopRequest
-from mltrain.train.placement import PlacementGroups, Slot, resources
+from mltrain.train.placement import PlacementGroups, Slot, draining, resources
 from mltrain.tune.allocation import Demand, grant, slots
 
 _LOOK_S = 1.0
@@ -133,7 +133,6 @@ class Seat:
         self._stop = stop
         self._groups = PlacementGroups(trial, workers)
         self._min = workers.min
-        self._wanted = 0
         self._held: list[Slot] = []
         self._notice = Notice()
         self._heard = threading.Condition()
@@ -149,20 +148,17 @@ class Seat:
             self._heard.wait_for(lambda: self._notice.quota >= self._min or self._stop.requested)
             return not self._stop.requested
 
-    def request(self, count: int) -> None:
-        """Asks for ``count`` slots more."""
-        self._wanted += count
+    def want(self, count: int, avoid: frozenset[str]) -> None:
+        """Asks for ``count`` slots more, or for as many as the quota allows."""
+        with self._heard:
+            self._groups.want(max(0, min(count, self._notice.quota - len(self._held))), avoid)
 
     def granted(self) -> list[Slot]:
-        """Slots for as many of the requests as the quota allows."""
+        """Slots granted since the last call."""
+        new = self._groups.granted()
         with self._heard:
-            allowed = min(self._wanted, self._notice.quota - len(self._held))
-            if allowed > 0:
-                self._groups.request(allowed)
-                self._wanted -= allowed
-            new = self._groups.granted()
             self._held += new
-            return new
+        return new
 
     def withdrawn(self) -> frozenset[str]:
         """The newest slots, as many as are above the quota."""
@@ -221,4 +217,6 @@ class Seat:
 def _capacity(bundle: dict[str, float]) -> int:
     import ray
 
-    return slots([node["Resources"] for node in ray.nodes() if node["Alive"]], bundle)
+    leaving = draining()
+    there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return slots([node["Resources"] for node in there], bundle)

@@ -1,0 +1,172 @@
+"""Trainings on several hosts, network namespaces with a Ray node each: cut, stopped, drained, powered off."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from mltrain import train
+from mltrain.errors import StoppedError
+from mltrain.results import read_metrics
+from mltrain.storage import open_store
+from tests.support.datasets import make_dataset
+from tests.support.drill import PACED_MODEL, Drill, drill
+from tests.support.hosts import Host, Hosts, hosts, unavailable
+from tests.support.processes import wait_until
+from tests.support.training import ROWS, experiment, faulty, parse, weights
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+# Of heartbeats, in the default config; and how much later the next step may be done on a machine that is busy.
+DEADLINE_S, SLACK_S = 2.0, 6.0
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    with hosts(3, tmp_path_factory.mktemp("hosts"), cpus=1) as made:
+        yield made
+
+
+@pytest.fixture
+def intact(three: Hosts) -> Hosts:
+    three.mend()
+    return three
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("root")
+    make_dataset(directory, rows=ROWS, shards=6)
+    return directory
+
+
+@pytest.fixture
+def mapping(root: Path, intact: Hosts, tmp_path: Path) -> dict[str, Any]:
+    """An endless experiment on all hosts, a worker each."""
+    workers = {"min": 1, "max": 3, "wait_s": 60}
+    made = experiment(root, workers=workers, address=intact.address, epochs=10_000)
+    made["train"] |= {"evaluate": {"every": {"epochs": 10_000}}, "checkpoint": {"every": {"steps": 1_000_000}}}
+    return faulty(made, tmp_path, PACED_MODEL, steps=str(tmp_path), pace_s=0.03)
+
+
+def hosts_of(run: Drill, hosts: Hosts) -> dict[str, Host]:
+    """The host of every worker so far."""
+    nodes = {host.node_id: host for host in hosts}
+    return {event["worker"]: nodes[event["node"]] for event in run.events("worker ready") if event["node"] in nodes}
+
+
+def check_exact(root: Path, run_id: str, mapping: dict[str, Any]) -> None:
+    """Every row once in its step, and the weights of an undisturbed run of as many steps."""
+    samples = read_metrics(open_store(root), run_id)
+    steps = samples["step"].to_pylist()
+    assert steps == list(range(1, len(steps) + 1))
+    quiet = {**mapping, "model": {**mapping["model"], "args": {}}}
+    quiet["train"] = {**mapping["train"], "workers": 0, "epochs": None, "max_steps": len(steps)}
+    train.run(parse(quiet), run_id=f"{run_id}-alone")
+    alone = read_metrics(open_store(root), f"{run_id}-alone")
+    assert samples["train/samples"].to_pylist() == alone["train/samples"].to_pylist()
+    expected = weights(root, f"{run_id}-alone", len(steps))
+    for name, value in weights(root, run_id, len(steps)).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_cut_host_costs_the_deadline_and_comes_back_with_another_worker(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    with drill(mapping, "cut") as run:
+        run.until("training", generation=1)
+        run.until_step(0, 10)
+        worker, host = next((w, h) for w, h in hosts_of(run, intact).items() if h.name == "h2")
+        pid = next(event["pid"] for event in run.events("worker placed") if event["worker"] == worker)
+        cut = time.monotonic()
+        host.cut()
+        again = run.until("training again")
+        assert again["at"] - cut < DEADLINE_S + SLACK_S and again["steps_repeated"] == 1
+        run.until("worker lost", worker=worker)
+        host.heal()
+        # Its old worker must not come back; a new one may, once the node is trusted again.
+        wait_until(lambda: not psutil.pid_exists(pid), 30, "end of the old worker")
+        grown = run.until("generation formed")
+        assert len(grown["members"]) == 3 and worker not in grown["members"]
+        run.until("training", generation=grown["generation"])
+        run.stop()
+    assert len(run.events("worker lost")) == 1
+    check_exact(root, "cut", mapping)
+
+
+def test_cuts_and_stops_shorter_than_the_deadline_go_unnoticed(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    with drill(mapping, "blinks") as run:
+        run.until("training", generation=1)
+        for name, blink, undo in (("h1", Host.cut, Host.heal), ("h3", Host.stop, Host.resume)):
+            run.until_step(0, 10)
+            blink(intact[name])
+            time.sleep(DEADLINE_S / 4)
+            undo(intact[name])
+        run.until_step(2, 0)
+        run.stop()
+    assert not run.events("worker lost") and len(run.events("generation formed")) == 1
+    check_exact(root, "blinks", mapping)
+
+
+def test_two_hosts_that_lose_power_at_once_with_rank_0_on_one_of_them(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    with drill(mapping, "power") as run:
+        first = run.until("generation formed")["members"][0]
+        run.until("training", generation=1)
+        run.until_step(0, 10)
+        on = hosts_of(run, intact)
+        survivor = next(worker for worker in on if worker != first)
+        for worker, host in on.items():
+            if worker != survivor:
+                host.power_off()
+        again = run.until("training again")
+        assert again["downtime_s"] < SLACK_S and again["steps_repeated"] <= 2
+        assert run.events("generation formed")[-1]["members"] == [survivor]
+        on[first].start()
+        grown = run.until("generation formed")
+        assert len(grown["members"]) == 2 and grown["members"][0] == survivor
+        run.until("training", generation=grown["generation"])
+        run.stop()
+    check_exact(root, "power", mapping)
+
+
+def test_a_drained_host_is_left_without_losing_a_step_and_the_last_one_with_a_checkpoint(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    with drill(mapping, "drain") as run:
+        run.until("training", generation=1)
+        run.until_step(0, 10)
+        intact["h1"].drain(60)
+        smaller = run.until("generation formed")
+        assert len(smaller["members"]) == 2
+        run.until("training", generation=smaller["generation"])
+        run.until_step(2, 0)
+        for name in ("h2", "h3"):
+            intact[name].drain(60)
+        saved = run.until("checkpoint")
+        run.until("worker released")
+        run.stop()
+    assert isinstance(run.error, StoppedError) and not run.events("worker lost")
+    assert saved["step"] == len(read_metrics(open_store(root), "drain"))
+    check_exact(root, "drain", mapping)
+
+
+def test_a_host_cut_from_the_controller_alone_is_as_good_as_gone(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    with drill(mapping, "parted") as run:
+        run.until("training", generation=1)
+        run.until_step(0, 10)
+        intact["h3"].part(intact.head)
+        again = run.until("training again")
+        assert again["downtime_s"] < SLACK_S
+        assert len(run.events("generation formed")[-1]["members"]) == 2
+        run.stop()
+    check_exact(root, "parted", mapping)

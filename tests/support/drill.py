@@ -1,0 +1,134 @@
+"""A run on Ray workers to which a test does things: it runs in a thread, and the test waits for what it says."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mltrain import train
+from mltrain.errors import MltrainError
+from tests.support.training import parse
+
+# A model that takes its time for a step, and leaves a file for every step that it begins.
+PACED_MODEL = """
+import time
+from pathlib import Path
+
+import torch
+from mltrain.models import TabularMLP
+
+
+class Model(TabularMLP):
+    def __init__(self, schema, steps, pace_s, width):
+        super().__init__(schema, (width,), 0.0, None, True)
+        self.steps, self.pace_s = steps, pace_s
+
+    def forward(self, batch):
+        if self.training and self.steps is not None:
+            Path(self.steps, f"{batch.epoch}-{batch.step}").touch()
+            time.sleep(self.pace_s)
+        return super().forward(batch)
+
+
+def build(schema, steps=None, pace_s=0.0, width=16):
+    torch.manual_seed(1)
+    return Model(schema, steps, pace_s, width)
+"""
+
+_WAIT_S = 90.0
+
+
+class Drill:
+    """A run under way.
+
+    Attributes:
+        said: every event so far, oldest first.
+    """
+
+    _current: "Drill"
+
+    def __init__(self, mapping: Mapping[str, Any], run_id: str) -> None:
+        self.said: list[dict[str, Any]] = []
+        self.result: train.Result | None = None
+        self.error: Exception | None = None
+        self._mapping = {**mapping, "callbacks": ["tests.support.drill:listener"]}
+        self._run_id = run_id
+        self._steps = mapping["model"]["args"].get("steps")
+        self._stop = train.StopRequest()
+        self._new: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="drill")
+
+    def on_event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        self._new.put({"event": kind, "at": time.monotonic(), **fields})
+
+    def until(self, kind: str, timeout_s: float = _WAIT_S, **fields: Any) -> dict[str, Any]:
+        """Waits for the next event of a kind, with these fields, that was not waited for before.
+
+        Raises:
+            TimeoutError: it did not come; the message tells what did.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                event = self._new.get(timeout=max(0.0, min(0.2, deadline - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() < deadline and self._thread.is_alive():
+                    continue
+                story = "\n".join(str(said) for said in self.said)
+                raise TimeoutError(f"no {kind!r} with {fields}: {self.error!r}\n{story}") from self.error
+            self.said.append(event)
+            if event["event"] == kind and all(event[name] == value for name, value in fields.items()):
+                return event
+
+    def until_step(self, epoch: int, step: int) -> None:
+        """Waits until a worker has begun a step."""
+        begun = Path(self._steps, f"{epoch}-{step}")
+        deadline = time.monotonic() + _WAIT_S
+        while not begun.exists():
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise TimeoutError(f"step {step} of epoch {epoch} did not begin: {self.error!r}") from self.error
+            time.sleep(0.002)
+
+    def stop(self) -> None:
+        """Asks for an orderly end, and waits for it."""
+        self._stop.request("the drill is over")
+        self.join()
+
+    def join(self) -> None:
+        """Waits for the end."""
+        self._thread.join(_WAIT_S)
+        if self._thread.is_alive():
+            raise TimeoutError("the run does not end")
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.said.append(self._new.get_nowait())
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What was said so far of a kind."""
+        return [event for event in self.said if event["event"] == kind]
+
+    def _run(self) -> None:
+        try:
+            self.result = train.run(parse(self._mapping), run_id=self._run_id, stop=self._stop)
+        except MltrainError as error:
+            self.error = error
+
+
+@contextlib.contextmanager
+def drill(mapping: Mapping[str, Any], run_id: str) -> Iterator[Drill]:
+    """Starts a run; with the block it ends, also when the block fails."""
+    made = Drill._current = Drill(mapping, run_id)
+    made._thread.start()
+    try:
+        yield made
+    finally:
+        made._stop.request("the drill is over")
+        made._thread.join(_WAIT_S)
+
+
+def listener() -> Drill:
+    """The callback of the run under way."""
+    return Drill._current
