@@ -100,7 +100,7 @@ class Hub:
             data = b""
         try:
             taken = bool(data) and all(self._take(connection, message) for message in connection.lines(data))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError):
             # Not a worker: whoever finds the port may write to it.
             taken = False
         if not taken:
