@@ -1,6 +1,6 @@
 """Collecting the rows of a step from mapped shards into buffers that are used again and again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,13 +15,14 @@ from mltrain.data.source import ShardSource
 
 
 class Slot:
-    """The buffers of one batch in the ring.
+    """The buffers of a bundle in the ring: those of its batches lie side by side.
 
     Args:
         layout: the stored columns.
         dtypes: the matrices that are read.
         ragged: the ragged columns that are read.
-        rows: the largest share.
+        rows: the largest share of a step.
+        steps: of a bundle.
         row_numbers: whether row numbers are asked for.
         pinned: page-locked memory, for copies to a GPU.
     """
@@ -32,18 +33,53 @@ class Slot:
         dtypes: Sequence[str],
         ragged: Sequence[Column],
         rows: int,
+        steps: int,
         row_numbers: bool,
         pinned: bool,
     ) -> None:
-        self.matrices = {
-            dtype: torch.empty((rows, layout.matrices[dtype].width), dtype=getattr(torch, dtype), pin_memory=pinned)
+        matrices = {
+            dtype: torch.empty(
+                (steps * rows, layout.matrices[dtype].width), dtype=getattr(torch, dtype), pin_memory=pinned
+            )
             for dtype in dtypes
         }
-        self.arrays: dict[str, NDArray[Any]] = {dtype: tensor.numpy() for dtype, tensor in self.matrices.items()}
+        self.arrays: dict[str, NDArray[Any]] = {dtype: tensor.numpy() for dtype, tensor in matrices.items()}
+        self.rows = rows
+        self.parts = [
+            Part(
+                {dtype: tensor[step * rows : (step + 1) * rows] for dtype, tensor in matrices.items()},
+                ragged,
+                rows,
+                row_numbers,
+                pinned,
+            )
+            for step in range(steps)
+        ]
+
+
+class Part:
+    """The buffers of one batch.
+
+    Args:
+        matrices: dtype to its rows of the slot's.
+        ragged: the ragged columns that are read.
+        rows: the largest share.
+        row_numbers: whether row numbers are asked for.
+        pinned: page-locked memory, for copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        matrices: dict[str, torch.Tensor],
+        ragged: Sequence[Column],
+        rows: int,
+        row_numbers: bool,
+        pinned: bool,
+    ) -> None:
+        self.matrices = matrices
         self.row_numbers = torch.empty(rows, dtype=torch.int64, pin_memory=pinned) if row_numbers else None
         self.offsets = {c.name: torch.zeros(rows + 1, dtype=torch.int64, pin_memory=pinned) for c in ragged}
         self.values = {c.name: torch.empty(0, dtype=getattr(torch, c.dtype), pin_memory=pinned) for c in ragged}
-        self.rows = rows
         self.pinned = pinned
         self.copied: torch.cuda.Event | None = None
 
@@ -99,21 +135,37 @@ class Gatherer:
         self._open = {segment.shard: self._open.get(segment.shard) or self._map(segment.shard) for segment in segments}
         return [(segment, *self._open[segment.shard]) for segment in segments]
 
-    def fill(self, slot: Slot, pieces: Sequence["Piece"], *, epoch: int, step: int, global_rows: int) -> Batch:
-        """Copies the rows of opened segments, in order, into a slot; the batch is a view of it. Any thread may."""
+    def fill(
+        self, slot: Slot, bundle: Sequence[Sequence["Piece"]], *, epoch: int, first: int, global_rows: Sequence[int]
+    ) -> list[Batch]:
+        """Copies the rows of opened segments, in order, into a slot; batches are views of it. Any thread may.
+
+        Args:
+            slot: where to.
+            bundle: what each step reads.
+            epoch: of the steps.
+            first: number of the first of them.
+            global_rows: rows of each step, over all ranks.
+        """
+        for matrices, rows, start, stop in _copies(bundle, slot.rows):
+            for dtype, matrix in matrices:
+                _take(matrix, rows, slot.arrays[dtype][start:stop])
+        steps = zip(slot.parts, bundle, global_rows, strict=False)
+        return [self._batch(part, pieces, epoch, first + n, rows) for n, (part, pieces, rows) in enumerate(steps)]
+
+    def _batch(self, part: "Part", pieces: Sequence["Piece"], epoch: int, step: int, global_rows: int) -> Batch:
+        """The batch over a part whose matrices are filled; fills the rest."""
         rows = 0
         ends = dict.fromkeys(self._ragged_names, 0)
-        for segment, shard, matrices in pieces:
+        for segment, shard, _ in pieces:
             start, rows = rows, rows + segment.count
-            for dtype, matrix in matrices:
-                _take(matrix, segment.rows, slot.arrays[dtype][start:rows])
             for name in ends:
-                ends[name] = _take_ragged(shard, name, segment, slot, start, ends[name])
-            if slot.row_numbers is not None:
-                self._number(slot.row_numbers[start:rows].numpy(), segment)
-        views = {dtype: matrix[:rows] for dtype, matrix in slot.matrices.items()}
-        ragged = {name: Ragged(slot.values[name][:end], slot.offsets[name][: rows + 1]) for name, end in ends.items()}
-        numbers = None if slot.row_numbers is None else slot.row_numbers[:rows]
+                ends[name] = _take_ragged(shard, name, segment, part, start, ends[name])
+            if part.row_numbers is not None:
+                self._number(part.row_numbers[start:rows].numpy(), segment)
+        views = {dtype: matrix if len(matrix) == rows else matrix[:rows] for dtype, matrix in part.matrices.items()}
+        ragged = {name: Ragged(part.values[name][:end], part.offsets[name][: rows + 1]) for name, end in ends.items()}
+        numbers = None if part.row_numbers is None else part.row_numbers[:rows]
         return Batch(self.selected, self.layout, views, ragged, numbers, rows, global_rows, epoch, step)
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -131,13 +183,47 @@ class Gatherer:
         np.add(inside, self._first_rows[segment.shard], out=out)
 
 
-_OpenShard: TypeAlias = tuple[Shard, list[tuple[str, NDArray[Any]]]]
-Piece: TypeAlias = tuple[Segment, Shard, list[tuple[str, NDArray[Any]]]]
+_Matrices: TypeAlias = list[tuple[str, NDArray[Any]]]
+_OpenShard: TypeAlias = tuple[Shard, _Matrices]
+Piece: TypeAlias = tuple[Segment, Shard, _Matrices]
 
 
 def read_dtypes(selected: Schema) -> tuple[str, ...]:
     """The matrices that selected columns lie in."""
     return tuple(selected.matrices)
+
+
+def _copies(
+    bundle: Sequence[Sequence[Piece]], share: int
+) -> Iterator[tuple[_Matrices, NDArray[np.int64] | slice, int, int]]:
+    """What to copy where: (matrices, their rows, start and stop in the slot).
+
+    Consecutive rows of a shard that come one after the other in the slot, as those of a sequential pass, are one copy.
+
+    Args:
+        bundle: what each step reads.
+        share: rows from a step to the next in the slot.
+    """
+    held: tuple[_Matrices, NDArray[np.int64] | slice, int, int] | None = None
+    for number, pieces in enumerate(bundle):
+        stop = number * share
+        for segment, _, matrices in pieces:
+            start, stop = stop, stop + segment.count
+            rows = segment.rows
+            if held is not None:
+                before = held[1]
+                if (
+                    isinstance(rows, slice)
+                    and isinstance(before, slice)
+                    and held[0] is matrices
+                    and (before.stop, held[3]) == (rows.start, start)
+                ):
+                    held = matrices, slice(before.start, rows.stop), held[2], stop
+                    continue
+                yield held
+            held = matrices, rows, start, stop
+    if held is not None:
+        yield held
 
 
 def _take(matrix: NDArray[Any], rows: NDArray[np.int64] | slice, out: NDArray[Any]) -> None:
@@ -149,20 +235,20 @@ def _take(matrix: NDArray[Any], rows: NDArray[np.int64] | slice, out: NDArray[An
         matrix.take(rows, 0, out, "clip")
 
 
-def _take_ragged(shard: Shard, name: str, segment: Segment, slot: Slot, position: int, end: int) -> int:
-    """Appends the lists of a segment to a slot's values and offsets; returns where the values now end."""
+def _take_ragged(shard: Shard, name: str, segment: Segment, part: Part, position: int, end: int) -> int:
+    """Appends the lists of a segment to a part's values and offsets; returns where the values now end."""
     offsets, values = shard.ragged(name)
     rows = np.arange(segment.rows.start, segment.rows.stop) if isinstance(segment.rows, slice) else segment.rows
     starts = offsets[rows].astype(np.int64)
     lengths = offsets[rows + 1] - starts
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    held = slot.values[name][:end]
-    room = slot.room(name, end + total)
+    held = part.values[name][:end]
+    room = part.room(name, end + total)
     if room.data_ptr() != held.data_ptr() and end:
         room[:end] = held
     index = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
     np.take(values, index, out=room[end : end + total].numpy(), mode="clip")
-    out = slot.offsets[name].numpy()
+    out = part.offsets[name].numpy()
     np.add(ends, end, out=out[position + 1 : position + 1 + len(ends)])
     return end + total

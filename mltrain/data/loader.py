@@ -1,5 +1,6 @@
 """The loader: batches of one rank's share, in an order that depends on no number of workers."""
 
+import collections
 import dataclasses
 import time
 import weakref
@@ -12,11 +13,12 @@ from mltrain.data.batch import Batch
 from mltrain.data.dataset import Dataset
 from mltrain.data.order import EpochOrder, Segment, SequentialEpoch, ShuffledEpoch, steps
 from mltrain.data.pipeline import Pipeline
+from mltrain.data.schema import Schema
 from mltrain.errors import RequestError
 
 if TYPE_CHECKING:
     from mltrain.data.cuda import CudaFeed
-    from mltrain.data.gather import Gatherer, Piece, Slot
+    from mltrain.data.gather import Gatherer, Part, Piece, Slot
 
 STATE_VERSION = 1
 # A batch and the one before it stay valid while the next ones are prepared.
@@ -26,6 +28,11 @@ _JOIN_S = 0.2
 _PLANNED_ROWS = 1 << 17
 # Without windows, so many times as far ahead is prefetched.
 _PREFETCHED_GROUPS = 4
+# Batches to prepare ahead, by default: so many bytes, and so many batches.
+_AHEAD_BYTES = 8 << 20
+_LEAST_AHEAD, _MOST_AHEAD = 3, 96
+# Small batches are gathered several at a time: to wake a thread takes as long as to copy a megabyte.
+_BUNDLE_BYTES = 3 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Loader:
         shuffle: False gives the canonical order, each rank a contiguous share of it.
         device: ``"cpu"`` or a CUDA device: batches are then copied through page-locked memory on a stream of their own.
         row_numbers: offer canonical row numbers as ``batch["__row__"]``.
-        prefetch: batches to prepare ahead.
+        prefetch: batches to prepare ahead; by default 8 MiB of them, and at least 3.
 
     Raises:
         RequestError: no such split or column, or an impossible size.
@@ -84,10 +91,10 @@ class Loader:
         shuffle: bool = True,
         device: Any = "cpu",
         row_numbers: bool = False,
-        prefetch: int = 3,
+        prefetch: int | None = None,
     ) -> None:
         dataset.check_split(split)
-        _check_whole(1, global_batch_size=global_batch_size, prefetch=prefetch)
+        _check_whole(1, global_batch_size=global_batch_size, **({} if prefetch is None else {"prefetch": prefetch}))
         _check_whole(None, seed=seed)
         self.dataset = dataset
         self.split = split
@@ -112,6 +119,7 @@ class Loader:
         self._closed = False
         self._running: weakref.ref[_Iteration] | None = None
         self._device = _open_device(device)
+        self._row_bytes = _row_bytes(dataset.schema, self.schema)
         self.reshard(rank, world_size)
 
     def __len__(self) -> int:
@@ -231,16 +239,27 @@ class Loader:
             self.dataset.source, self._first_shard, first_rows, self.dataset.schema, self.schema, self._touched
         )
 
+    def _share(self) -> int:
+        """Rows of the largest share of a step."""
+        return -(-min(self.global_batch_size, self._entry.rows) // self.world_size)
+
+    def _bundle(self) -> tuple[int, int]:
+        """(steps that are gathered together, how many such bundles to prepare ahead)."""
+        share_bytes = max(1, self._share() * self._row_bytes)
+        ahead = self._prefetch or min(max(_AHEAD_BYTES // share_bytes, _LEAST_AHEAD), _MOST_AHEAD)
+        together = max(1, min(ahead // _LEAST_AHEAD, _BUNDLE_BYTES // share_bytes))
+        return together, -(-ahead // together)
+
     def _ring(self) -> list["Slot"]:
         """The buffers, made anew only when the largest share has grown."""
         from mltrain.data.gather import Slot, read_dtypes
 
-        rows = -(-min(self.global_batch_size, self._entry.rows) // self.world_size)
-        if not self._slots or self._slots[0].rows < rows:
+        rows, (together, ahead) = self._share(), self._bundle()
+        if not self._slots or self._slots[0].rows < rows or len(self._slots[0].parts) != together:
             layout, dtypes, pinned = self.dataset.schema, read_dtypes(self.schema), self._device is not None
             self._slots = [
-                Slot(layout, dtypes, self.schema.ragged, rows, self._row_numbers, pinned)
-                for _ in range(self._prefetch + _HELD)
+                Slot(layout, dtypes, self.schema.ragged, rows, together, self._row_numbers, pinned)
+                for _ in range(ahead + -(-_HELD // together))
             ]
         return self._slots
 
@@ -269,16 +288,21 @@ class Loader:
         )
 
 
+def _row_bytes(layout: Schema, selected: Schema) -> int:
+    """Bytes of a row in the matrices that are read; lists are left out."""
+    return sum(layout.matrices[dtype].width * np.dtype(dtype).itemsize for dtype in selected.matrices)
+
+
 class _Iteration(Iterator[Batch]):
     """The rest of one epoch. Closing it, or losing it, ends its thread."""
 
     def __init__(self, loader: Loader) -> None:
-        epoch, first = loader.position
         self._loader = loader
-        plan = _Plan(loader, epoch)
-        steps = range(first, len(loader))
-        self._pipeline = Pipeline(steps, loader._ring(), plan.at_hand, plan.open, plan.gather)
-        self._held: list[Slot] = []
+        plan = _Plan(loader)
+        self._pipeline = Pipeline(plan.bundles, loader._ring(), plan.ahead, plan.at_hand, plan.open, plan.gather)
+        # Batches that were taken together, each with its buffers; the last one also with the slot to give back.
+        self._coming: collections.deque[tuple[Batch, Part, Slot | None]] = collections.deque()
+        self._held: collections.deque[Slot | None] = collections.deque()
         self._closed = self._ended = False
         self._finalizer = weakref.finalize(self, self._pipeline.close)
 
@@ -290,6 +314,24 @@ class _Iteration(Iterator[Batch]):
             )
         if self._closed:
             raise StopIteration
+        if not self._coming and not self._take():
+            raise StopIteration
+        loader = self._loader
+        batch, part, slot = self._coming.popleft()
+        if loader._device is not None:
+            loader._device.hand_over(batch, part)
+        self._held.append(slot)
+        if len(self._held) > _HELD:
+            left = self._held.popleft()
+            if left is not None:
+                self._pipeline.give_back(left)
+        loader._step = batch.step + 1
+        loader._batches += 1
+        loader._rows += batch.rows
+        return batch
+
+    def _take(self) -> bool:
+        """Takes the next bundle; False after the last one."""
         loader = self._loader
         started = time.perf_counter()
         try:
@@ -301,17 +343,11 @@ class _Iteration(Iterator[Batch]):
         if item is None:
             self.close()
             loader._epoch, loader._step = loader.position
-            raise StopIteration
-        batch, slot = item
-        if loader._device is not None:
-            loader._device.hand_over(batch, slot)
-        self._held.append(slot)
-        if len(self._held) > _HELD:
-            self._pipeline.give_back(self._held.pop(0))
-        loader._step = batch.step + 1
-        loader._batches += 1
-        loader._rows += batch.rows
-        return batch
+            return False
+        batches, slot = item
+        last = len(batches) - 1
+        self._coming.extend((batch, slot.parts[n], slot if n == last else None) for n, batch in enumerate(batches))
+        return True
 
     def end(self) -> None:
         """Closes it at its loader's wish: whoever still takes batches is told."""
@@ -328,48 +364,62 @@ class _Iteration(Iterator[Batch]):
 
 
 class _Plan:
-    """What the background thread needs of a loader, without the loader."""
+    """What the background thread needs of a loader, without the loader: bundles of steps, numbered from 0."""
 
-    def __init__(self, loader: Loader, epoch: int) -> None:
-        self._order = loader._epoch_order(epoch)
-        self._epoch = epoch
+    def __init__(self, loader: Loader) -> None:
+        self._epoch, self._first = loader.position
+        self._order = loader._epoch_order(self._epoch)
         self._size = loader.global_batch_size
         self._rank, self._world_size = loader.rank, loader.world_size
         self._gatherer = loader._gatherer()
         self._device = loader._device
-        self._steps = len(loader)
-        share = -(-min(self._size, self._order.total) // self._world_size)
-        together = min(_PLANNED_ROWS // max(1, share), loader._window_steps())
-        self._group = max(1, together)
+        self._end = len(loader)
+        self._together, _ = loader._bundle()
+        self.bundles = range(-(-(self._end - self._first) // self._together))
+        group = min(_PLANNED_ROWS // max(1, loader._share()), loader._window_steps())
+        # Bundles that are planned together.
+        self.ahead = max(1, group // self._together)
         self._planned = range(0)
         self._shares: list[list[Segment]] = []
 
-    def at_hand(self, step: int) -> bool:
-        """Whether the shards of a step are open."""
-        return step not in self._planned or self._gatherer.at_hand(self._shares[step - self._planned.start])
+    def at_hand(self, bundle: int) -> bool:
+        """Whether the shards of a bundle are open."""
+        return all(self._gatherer.at_hand(share) for share in self._shares_of(self._steps(bundle)))
 
-    def open(self, step: int) -> "tuple[int, list[Piece]]":
-        """Finds out what a step reads, and opens it."""
-        if step not in self._planned:
-            self._plan_from(step)
-        return step, self._gatherer.open(self._shares[step - self._planned.start])
+    def open(self, bundle: int) -> "tuple[range, list[list[Piece]]]":
+        """Finds out what a bundle's steps read, and opens it."""
+        steps = self._steps(bundle)
+        return steps, [self._gatherer.open(share) for share in self._shares_of(steps)]
 
-    def gather(self, opened: "tuple[int, list[Piece]]", slot: "Slot") -> Batch:
-        """Gathers the share of a step."""
+    def gather(self, opened: "tuple[range, list[list[Piece]]]", slot: "Slot") -> list[Batch]:
+        """Gathers the shares of a bundle's steps."""
+        steps, pieces = opened
         if self._device is not None:
-            self._device.wait_until_free(slot)
-        step, pieces = opened
-        global_rows = min(self._size, self._order.total - step * self._size)
-        batch = self._gatherer.fill(slot, pieces, epoch=self._epoch, step=step, global_rows=global_rows)
-        return batch if self._device is None else self._device.copy(batch, slot)
+            for part in slot.parts:
+                self._device.wait_until_free(part)
+        global_rows = [min(self._size, self._order.total - step * self._size) for step in steps]
+        batches = self._gatherer.fill(slot, pieces, epoch=self._epoch, first=steps.start, global_rows=global_rows)
+        if self._device is None:
+            return batches
+        return [self._device.copy(batch, part) for batch, part in zip(batches, slot.parts, strict=False)]
 
-    def _plan_from(self, step: int) -> None:
-        """Works out what this step and some after it read, and has what comes next fetched and checked."""
-        ahead = range(step, min(step + _PREFETCHED_GROUPS * self._group, self._steps))
-        if self._gatherer.source.prefetches:
-            self._gatherer.prefetch(self._order.upcoming(ahead, self._rank, self._world_size))
-        self._planned = ahead[: self._group]
-        self._shares = self._order.shares(self._planned, self._rank, self._world_size)
+    def _steps(self, bundle: int) -> range:
+        start = self._first + bundle * self._together
+        return range(start, min(start + self._together, self._end))
+
+    def _shares_of(self, steps: range) -> list[list[Segment]]:
+        """What the steps of a bundle read. Works out what they and some after them do, and has what comes next fetched
+        and checked.
+        """
+        if steps.start not in self._planned:
+            group = self.ahead * self._together
+            ahead = range(steps.start, min(steps.start + _PREFETCHED_GROUPS * group, self._end))
+            if self._gatherer.source.prefetches:
+                self._gatherer.prefetch(self._order.upcoming(ahead, self._rank, self._world_size))
+            self._planned = ahead[:group]
+            self._shares = self._order.shares(self._planned, self._rank, self._world_size)
+        first = steps.start - self._planned.start
+        return self._shares[first : first + len(steps)]
 
 
 def _check_whole(least: int | None, **given: object) -> None:

@@ -106,16 +106,18 @@ class SequentialEpoch:
 
     def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
         """What one rank reads in each step: consecutive rows."""
-        result = []
-        for step in wanted:
-            first, _, start, stop = share_bounds(step, self.total, self._batch_size, rank, world_size)
-            result.append(self.segments(first + start, first + stop))
-        return result
+        bounds = [share_bounds(s, self.total, self._batch_size, rank, world_size) for s in wanted]
+        ends = [(first + start, first + stop) for first, _, start, stop in bounds]
+        shards = np.searchsorted(self._starts, [start for start, _ in ends], side="right") - 1
+        return [self._segments(shard, *end) for shard, end in zip(shards.tolist(), ends, strict=True)]
 
     def segments(self, start: int, stop: int) -> list[Segment]:
         """The canonical rows [start, stop), by shard."""
+        return self._segments(int(np.searchsorted(self._starts, start, side="right")) - 1, start, stop)
+
+    def _segments(self, shard: int, start: int, stop: int) -> list[Segment]:
+        """The same; ``shard`` is where they begin."""
         result = []
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
             low, high = int(self._starts[shard]), min(stop, int(self._starts[shard + 1]))
             if high > start:

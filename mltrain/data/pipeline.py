@@ -2,6 +2,7 @@
 
 import atexit
 import collections
+import contextlib
 import queue
 import threading
 import weakref
@@ -29,6 +30,7 @@ class Pipeline(Generic[Slot, Work, Prepared]):
     Args:
         steps: what to prepare.
         slots: the ring of buffers.
+        ahead: how many steps may be open and not begun, so that there is work for two.
         at_hand: whether opening a step takes next to no time.
         open_step: opens a step.
         gather: fills a slot with an opened step.
@@ -38,17 +40,23 @@ class Pipeline(Generic[Slot, Work, Prepared]):
         self,
         steps: range,
         slots: list[Slot],
+        ahead: int,
         at_hand: Callable[[int], bool],
         open_step: Callable[[int], Work],
         gather: Callable[[Work, Slot], Prepared],
     ) -> None:
         self._steps = steps
+        self._ahead = ahead
         self._at_hand, self._open_step, self._gather = at_hand, open_step, gather
-        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        for slot in slots:
-            self._free.put(slot)
-        # Opened and not begun, oldest first.
-        self._opened: collections.deque[tuple[int, Slot, Work]] = collections.deque()
+        # A stack for each of the two who gather, and something to wait for. Who filled a slot last fills it again: its
+        # memory lies in that core's cache, and to write what another core's cache holds takes half as long again.
+        self._free: dict[bool, list[Slot]] = {False: slots.copy(), True: []}
+        self._helped: dict[int, bool] = {}
+        self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        for _ in slots:
+            self._tokens.put(True)
+        # Not begun, oldest first.
+        self._opened: collections.deque[tuple[int, Work]] = collections.deque()
         self._ready: queue.SimpleQueue[tuple[int, tuple[Prepared, Slot] | BaseException | None]] = queue.SimpleQueue()
         # Of the one who takes batches: what came out of order, what comes next, and whether it waits or gathers.
         self._taken: dict[int, tuple[Prepared, Slot] | BaseException | None] = {}
@@ -88,12 +96,13 @@ class Pipeline(Generic[Slot, Work, Prepared]):
 
     def give_back(self, slot: Slot) -> None:
         """Lets a slot be used again."""
-        self._free.put(slot)
+        self._free[self._helped.get(id(slot), False)].append(slot)
+        self._tokens.put(True)
 
     def close(self) -> None:
         """Tells the thread to end; does not wait for it."""
         self._closed.set()
-        self._free.put(None)
+        self._tokens.put(False)
 
     def join(self, timeout_s: float) -> bool:
         """Waits for the thread to end; whether it has, and no slot is being filled any more."""
@@ -106,20 +115,40 @@ class Pipeline(Generic[Slot, Work, Prepared]):
             return False
         self._helping = True
         try:
-            begun = self._begin()
+            begun = self._begin(helping=True)
             if begun is not None:
                 self._taken[begun[0]] = self._gathered(*begun)
             return begun is not None
         finally:
             self._helping = False
 
-    def _begin(self) -> tuple[int, Slot, Work] | None:
+    def _begin(self, *, helping: bool) -> tuple[int, Work, Slot] | None:
+        """The oldest opened step, and a slot for it; None if there is neither, or the pipeline is closed."""
         try:
-            return self._opened.popleft()
+            slots_left = self._tokens.get(not helping)
+        except queue.Empty:
+            return None
+        if not slots_left:
+            self._tokens.put(False)
+            return None
+        slot = self._slot(helping)
+        try:
+            return *self._opened.popleft(), slot
         except IndexError:
+            self.give_back(slot)
             return None
 
-    def _gathered(self, step: int, slot: Slot, work: Work) -> tuple[Prepared, Slot] | BaseException:
+    def _slot(self, helping: bool) -> Slot:
+        """A free slot; who calls has a token, so there is one."""
+        while True:
+            for whose in (helping, not helping):
+                if self._free[whose]:
+                    with contextlib.suppress(IndexError):
+                        slot = self._free[whose].pop()
+                        self._helped[id(slot)] = helping
+                        return slot
+
+    def _gathered(self, step: int, work: Work, slot: Slot) -> tuple[Prepared, Slot] | BaseException:
         try:
             return self._gather(work, slot), slot
         # Raised where the batch is taken, after those before it.
@@ -130,23 +159,24 @@ class Pipeline(Generic[Slot, Work, Prepared]):
         step = self._steps.start
         try:
             for step in self._steps:
-                # Opened ahead as far as that takes no time, so that there is work for two.
-                while not (self._free.qsize() and self._at_hand(step)) and not self._closed.is_set():
-                    if (begun := self._begin()) is None:
-                        break
-                    self._ready.put((begun[0], self._gathered(*begun)))
-                slot = self._free.get()
-                if slot is None or self._closed.is_set():
-                    return
-                self._opened.append((step, slot, self._open_step(step)))
+                while self._opened and not (len(self._opened) < self._ahead and self._at_hand(step)):
+                    self._gather_oldest()
+                    if self._closed.is_set():
+                        return
+                self._opened.append((step, self._open_step(step)))
                 if self._idle:
+                    self._idle = False
                     self._ready.put((_LOOK_FOR_WORK, None))
-            while (begun := self._begin()) is not None and not self._closed.is_set():
-                self._ready.put((begun[0], self._gathered(*begun)))
+            while self._opened and not self._closed.is_set():
+                self._gather_oldest()
             self._ready.put((self._steps.stop, None))
         # The training thread raises it where the next batch is taken.
         except BaseException as error:
             self._ready.put((step, error))
+
+    def _gather_oldest(self) -> None:
+        if (begun := self._begin(helping=False)) is not None:
+            self._ready.put((begun[0], self._gathered(*begun)))
 
 
 @atexit.register

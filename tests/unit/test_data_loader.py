@@ -188,6 +188,21 @@ def test_buffers_are_used_again(dataset: Dataset) -> None:
     assert len(addresses) == 4
 
 
+def test_small_batches_are_gathered_several_at_a_time_and_stay_valid_as_long(dataset: Dataset) -> None:
+    """The same batches as one at a time, with the one before each untouched when it is taken."""
+    for shuffle in (False, True):
+        alone = Loader(dataset, "train", global_batch_size=7, shuffle=shuffle, row_numbers=True, prefetch=1)
+        together = Loader(dataset, "train", global_batch_size=7, shuffle=shuffle, row_numbers=True, prefetch=12)
+        together.seek(0, 3)
+        expected = [batch.clone() for batch in alone][3:]
+        before: Batch | None = None
+        for batch, wanted in zip(together, expected, strict=True):
+            for held, reference in ((batch, wanted), (before, expected[max(0, batch.step - 4)])):
+                if held is not None:
+                    assert all(map(torch.equal, held.tensors(), reference.tensors()))
+            before = batch
+
+
 def test_once_the_ring_exists_no_memory_of_a_batchs_size_is_allocated(tmp_path: Path) -> None:
     """What NumPy and Python allocate during a warm epoch; that outputs are a ring is tested above."""
     wide = make_dataset(tmp_path, rows=600, shards=4, splits=("train",), features=Features(500, 0))
@@ -299,7 +314,7 @@ def test_an_iteration_that_another_one_ended_is_not_taken_for_an_epoch(dataset: 
         {"global_batch_size": 0},
         {"global_batch_size": "8"},
         {"global_batch_size": 1.5},
-        {"prefetch": None},
+        {"prefetch": 0},
         {"seed": 0.5},
         {"rank": 2},
         {"rank": "0"},
@@ -325,7 +340,7 @@ def test_seek_refuses_a_step_that_is_not_there(dataset: Dataset) -> None:
 
 def test_the_thread_ends_with_the_epoch_the_loop_and_the_loader(dataset: Dataset) -> None:
     wait_for_no_threads()
-    loader = Loader(dataset, "train", global_batch_size=BATCH)
+    loader = Loader(dataset, "train", global_batch_size=BATCH, prefetch=3)
     for _ in loader:
         pass
     wait_for_no_threads()

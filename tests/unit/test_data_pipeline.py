@@ -1,7 +1,7 @@
 """How steps are prepared by a thread and by the one who would wait for it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -14,9 +14,11 @@ STEPS = range(3, 11)
 
 @contextmanager
 def pipeline(
-    gather: Callable[[int, str], int], open_step: Callable[[int], int] = lambda step: step
+    gather: Callable[[int, str], int],
+    open_step: Callable[[int], int] = lambda step: step,
+    slots: Sequence[str] = "abcd",
 ) -> Iterator[Pipeline[str, int, int]]:
-    made: Pipeline[str, int, int] = Pipeline(STEPS, ["a", "b", "c", "d"], lambda step: True, open_step, gather)
+    made: Pipeline[str, int, int] = Pipeline(STEPS, list(slots), 4, lambda step: True, open_step, gather)
     try:
         yield made
     finally:
@@ -92,3 +94,21 @@ def test_who_takes_batches_that_are_ready_gathers_none() -> None:
             assert item is not None and item[0] == step
             made.give_back(item[1])
     assert not gathered_here
+
+
+def test_steps_are_opened_further_ahead_than_there_are_slots() -> None:
+    """So that who would wait finds work while the thread gathers."""
+    opened = threading.Semaphore(0)
+
+    def open_step(step: int) -> int:
+        opened.release()
+        return step
+
+    def gather(step: int, slot: str) -> int:
+        if step == STEPS[0]:
+            for _ in range(4):
+                assert opened.acquire(timeout=20)
+        return step
+
+    with pipeline(gather, open_step, slots=["a", "b"]) as made:
+        assert take_all(made) == list(STEPS)
