@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mltrain.collectives.interface import Handle, Membership
 from mltrain.collectives.local import LocalCollectives
+from mltrain.collectives.waiting import Waiting
 from mltrain.errors import CollectiveAborted, MissingDependencyError
 
 # An operation whose peers say nothing for this long has failed, whatever the controller thinks.
@@ -37,6 +38,7 @@ class HorovodCollectives:
 
     def __init__(self, *, device: str = "cpu") -> None:
         self._hvd = _import_horovod()
+        self.waiting = Waiting()
         self._device = device
         self._membership = Membership()
         self._aborted = threading.Event()
@@ -60,7 +62,8 @@ class HorovodCollectives:
         self._alone = None
         self._initialised = True
         os.environ.update(_environment(membership, self._device, deadline_s))
-        failure = self._guarded(self._hvd.init, deadline_s + 1.0)
+        with self.waiting:
+            failure = self._guarded(self._hvd.init, deadline_s + 1.0)
         if failure is not None or self._aborted.is_set():
             raise CollectiveAborted(
                 f"rank {membership.rank} could not join generation {membership.generation}: {failure}"
@@ -120,7 +123,7 @@ class HorovodCollectives:
 
     def _start(self, operation: Callable[[], int]) -> "_HorovodHandle":
         try:
-            return _HorovodHandle(self._hvd, operation(), self._aborted)
+            return _HorovodHandle(self._hvd, operation(), self._aborted, self.waiting)
         except (RuntimeError, ValueError) as error:
             # Horovod refuses operations once its background loop has ended, which a lost peer makes it do.
             if not self._aborted.is_set() and isinstance(error, ValueError):
@@ -160,13 +163,18 @@ class HorovodCollectives:
 
 
 class _HorovodHandle:
-    def __init__(self, hvd: Any, handle: int, aborted: threading.Event) -> None:
+    def __init__(self, hvd: Any, handle: int, aborted: threading.Event, waiting: Waiting) -> None:
         self._hvd = hvd
         self._handle = handle
         self._aborted = aborted
+        self._waiting = waiting
         self.result: object = None
 
     def wait(self) -> None:
+        with self._waiting:
+            self._wait()
+
+    def _wait(self) -> None:
         began = time.monotonic()
         pause_s = 0.00002
         while not self._hvd.poll(self._handle):

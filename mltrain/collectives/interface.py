@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from mltrain.collectives.waiting import Waiting
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,6 +59,10 @@ class Collectives(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def waiting(self) -> Waiting:
+        """How long this rank waits for its peers: to join, and in every operation."""
 
     def join(self, membership: Membership, deadline_s: float) -> None:
         """Forms the generation with its other ranks, in this process, whatever came before.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mltrain.collectives.interface import Handle, Membership
+from mltrain.collectives.waiting import Waiting
 from mltrain.errors import CollectiveAborted
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class LocalCollectives:
     size = 1
 
     def __init__(self) -> None:
+        self.waiting = Waiting()
         self._aborted = False
 
     def join(self, membership: Membership, deadline_s: float) -> None:

@@ -12,6 +12,7 @@ from mltrain.train.control import Ending, Outcome, Row, Verdict
 from mltrain.train.fleet import Fleet, Member, Returned
 from mltrain.train.membership import Action, Generation, Limits, Plan, WorkerState
 from mltrain.train.placement import WorkerSource
+from mltrain.train.pulses import Pulses, cut_off
 from mltrain.train.record import RunRecord
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
@@ -27,6 +28,11 @@ _TICK_S = 0.1
 _LEAVE_S = 2.0
 # While it imports and opens data, a worker's signs of life may be held up for so many deadlines.
 _WARMING = 5
+# A generation whose ranks all wait for each other stands still after so many deadlines, then twice as many, if nothing
+# was wrong with its network: so long may an operation take.
+_STALLED = 2.0
+# So long may a worker take to find out which others it reaches.
+_PROBE_S = 1.0
 # Workers that are not there after so long are worth a line.
 _PATIENT_S = 5.0
 # Workers that died one after another before they were ready: something is wrong that starting more does not mend.
@@ -44,7 +50,10 @@ class _Running:
         self.outcomes: dict[str, Outcome | None] = {}
         self.left: set[str] = set()
         self.written: set[str] = set()
+        self.pulses = Pulses(generation.members)
         self.aborted_at: float | None = None
+        self.probed_at: float | None = None
+        self.reached: dict[str, list[str]] = {}
         self.stop_asked = False
         self.checkpoint_asked = False
 
@@ -77,6 +86,8 @@ class Controller:
         self._generations = 0
         self._failed_starts = 0
         self._fruitless = 0
+        self._stalled_s = self._fleet.deadline_s * _STALLED
+        self._named: set[str] = set()
         self._short_since: float | None = None
         self._said_waiting = False
         self._lost_at: float | None = None
@@ -133,7 +144,7 @@ class Controller:
         if kind == "hello":
             if member.state is WorkerState.PLACING:
                 member.state = WorkerState.WARMING
-            member.output = f"{message['host']}:{message['output']}"
+            member.output, member.port = f"{message['host']}:{message['output']}", message["port"]
             self._record.event(
                 "worker placed", worker=member.id, host=message["host"], pid=message["pid"], output=message["output"]
             )
@@ -154,6 +165,8 @@ class Controller:
             self._running.left.add(member.id)
         elif kind == "written":
             self._running.written.add(member.id)
+        elif kind == "probed":
+            self._running.reached[member.id] = message["reached"]
         else:
             self._record.handle(message)
             self._announce_decisions()
@@ -202,8 +215,69 @@ class Controller:
                 self._heard_again(member)
             elif self._overstays(member):
                 self._lose(member, f"did not leave its generation within {_LEAVE_S:g} s")
+        if self._running is not None and self._running.aborted_at is None:
+            self._watch_pulses(self._running)
         for member in self._fleet.late():
             self._lose(member, "it did not start, and its node has lost workers before", silent=True)
+
+    def _watch_pulses(self, running: _Running) -> None:
+        """Who holds up the others, and whether anything goes on at all."""
+        for worker in running.generation.members:
+            member = self._fleet.members.get(worker)
+            pulse = None if member is None else self._fleet.pulse(member, running.generation.number)
+            if pulse is not None:
+                running.pulses.hear(worker, pulse)
+        now = time.monotonic()
+        slow = running.pulses.slow(now)
+        for worker in slow.keys() - self._named:
+            member, found = self._fleet.members[worker], slow[worker]
+            self._record.event(
+                "straggler",
+                worker=worker,
+                node=member.slot.node,
+                busy=round(found.busy, 3),
+                others=round(found.others, 3),
+            )
+            self._record.say(
+                f"{worker} is slow: it computes {found.busy:.0%} of the time, the others {found.others:.0%}"
+            )
+        self._named = set(slow)
+        for worker in running.generation.members:
+            if worker in self._fleet.members:
+                self._fleet.members[worker].slow = worker in slow and slow[worker].persists(now)
+        if running.pulses.waiting_s() > self._stalled_s:
+            self._stalled(running)
+
+    def _stalled(self, running: _Running) -> None:
+        """All ranks wait for each other: some do not reach some others, although all reach the controller."""
+        self._record.event(
+            "generation stalled", generation=running.generation.number, waiting_s=running.pulses.waiting_s()
+        )
+        self._interrupt()
+        running.probed_at = time.monotonic()
+        members = self._fleet.members
+        places = {w: (members[w].place or {}, members[w].port) for w in running.generation.members if w in members}
+        for worker in places:
+            peers = {other: (place["address"], port) for other, (place, port) in places.items() if other != worker}
+            self._command(worker, "probe", peers=peers, within_s=_PROBE_S)
+
+    def _probing(self, running: _Running) -> bool:
+        """Whether answers to a probe are still to come."""
+        if running.probed_at is None or time.monotonic() - running.probed_at > _PROBE_S + _TICK_S:
+            return False
+        return any(
+            worker in self._fleet.members and worker not in running.reached for worker in running.generation.members
+        )
+
+    def _drop_unreached(self, running: _Running) -> None:
+        """After a probe: workers whose peers do not reach them are replaced."""
+        there = [worker for worker in running.generation.members if worker in self._fleet.members]
+        gone = cut_off({worker: running.reached.get(worker, []) for worker in there})
+        for worker in gone:
+            self._lose(self._fleet.members[worker], "its peers do not reach it", silent=True)
+        if not gone:
+            # It was only slow; what it did takes that long.
+            self._stalled_s *= 2
 
     def _heard_again(self, member: Member) -> None:
         awaited = self._running is not None and member.id in self._running.waiting_for
@@ -306,12 +380,14 @@ class Controller:
     def _finished_generation(self) -> Outcome | None:
         """Once every member's call has ended, and what it said before has arrived: what that means."""
         running = self._running
-        if running is None or self._awaited(running):
+        if running is None or self._awaited(running) or self._probing(running):
             return None
         outcomes = [outcome for outcome in running.outcomes.values() if outcome is not None]
         failed = [outcome for outcome in outcomes if outcome.ending is Ending.FAILED]
         if failed:
             return failed[0]
+        if running.probed_at is not None:
+            self._drop_unreached(running)
         self._end_generation(running)
         first = running.outcomes.get(running.generation.members[0])
         if first is not None and first.ending is Ending.FINISHED:

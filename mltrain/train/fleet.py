@@ -12,6 +12,7 @@ from mltrain.train.link import Hub
 from mltrain.train.membership import WorkerState, WorkerStatus
 from mltrain.train.nodes import Ledger
 from mltrain.train.placement import Slot, WorkerSource, resources
+from mltrain.train.pulses import Pulse
 from mltrain.train.spec import Spec
 from mltrain.train.worker import Contact, Worker
 
@@ -37,6 +38,8 @@ class Member:
         generation: the latest that it was told to join.
         busy: its part in that generation has not ended.
         seen: when it was last found alive after a silence.
+        slow: it holds up the others, and has for long.
+        port: where it accepts connections, to find out who reaches it.
         output: where it prints to.
     """
 
@@ -51,6 +54,8 @@ class Member:
     generation: int = 0
     busy: bool = False
     seen: float = 0.0
+    slow: bool = False
+    port: int = 0
     output: str = "Ray's logs"
 
     @property
@@ -124,12 +129,19 @@ class Fleet:
             # Heard again after a silence, and still in a generation that is over.
             state = WorkerState.SUSPECT
         leaving = node in self._draining or member.slot.id in self._withdrawn
-        return WorkerStatus(member.id, node, state, member.rank, leaving, node in held)
+        return WorkerStatus(member.id, node, state, member.rank, leaving, node in held, member.slow)
 
     def silent_s(self, member: Member) -> float | None:
         """For how long nothing was heard of a worker; None as long as it has not said hello."""
         heard = self._hub.heard(member.id)
         return None if heard is None else time.monotonic() - heard
+
+    def pulse(self, member: Member, generation: int) -> Pulse | None:
+        """A worker's latest sign of life, if it is of this generation."""
+        beat = self._hub.beat(member.id)
+        if beat is None or beat[1]["generation"] != generation:
+            return None
+        return Pulse(beat[0], float(beat[1]["waited_s"]), float(beat[1]["waiting_s"]))
 
     def late(self) -> list[Member]:
         """Workers that do not say hello, on nodes that there is something against."""
@@ -201,8 +213,8 @@ class Fleet:
         self._hub.close()
 
     def _avoid(self) -> frozenset[str]:
-        silent = {m.slot.node for m in self.members.values() if m.state is WorkerState.SUSPECT}
-        return self._ledger.held(time.monotonic()) | self._draining | silent
+        bad = {m.slot.node for m in self.members.values() if m.slow or m.state is WorkerState.SUSPECT}
+        return self._ledger.held(time.monotonic()) | self._draining | bad
 
     def _start(self, slot: Slot) -> Member:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

@@ -43,6 +43,7 @@ class Hub:
         self.address = (host, int(self._listener.getsockname()[1]))
         self._connections: dict[str, _Connection] = {}
         self._heard: dict[str, float] = {}
+        self._beats: dict[str, tuple[float, Message]] = {}
         self._forgotten: set[str] = set()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
@@ -53,6 +54,10 @@ class Hub:
     def heard(self, worker: str) -> float | None:
         """When (monotonic) a worker was last heard of; None if never."""
         return self._heard.get(worker)
+
+    def beat(self, worker: str) -> tuple[float, Message] | None:
+        """When (monotonic) a worker's latest heartbeat came, and what it said."""
+        return self._beats.get(worker)
 
     def send(self, worker: str, message: Message) -> None:
         """Sends a command; to a worker whose connection is gone, nothing happens: its end is in the inbox."""
@@ -118,6 +123,7 @@ class Hub:
             return False
         self._heard[connection.worker] = time.monotonic()
         if message["type"] == "heartbeat":
+            self._beats[connection.worker] = (time.monotonic(), message)
             connection.send({"type": "ack"})
         else:
             self._inbox.put(Received(connection.worker, message))
@@ -169,7 +175,7 @@ class Link:
         interval_s: between two heartbeats.
         silence_s: after so long without an answer the controller is lost.
         on_command: called in a thread of its own for every command.
-        on_beat: called before every heartbeat.
+        on_beat: called before every heartbeat; what it returns goes with it.
         on_lost: called once when the connection has ended or the controller is silent.
     """
 
@@ -181,7 +187,7 @@ class Link:
         interval_s: float,
         silence_s: float,
         on_command: Callable[[Message], None],
-        on_beat: Callable[[], None],
+        on_beat: Callable[[], Message],
         on_lost: Callable[[str], None],
     ) -> None:
         self._socket = socket.create_connection(address, timeout=silence_s)
@@ -222,8 +228,7 @@ class Link:
 
     def _beat(self) -> None:
         while not self._closed.wait(self._interval_s):
-            self._on_beat()
-            self.send({"type": "heartbeat"})
+            self.send({"type": "heartbeat", **self._on_beat()})
             silent_s = time.monotonic() - self._heard
             if silent_s > self._silence_s:
                 self._lost(f"nothing was heard of the controller for {silent_s:.1f} s")

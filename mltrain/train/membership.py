@@ -26,6 +26,7 @@ class WorkerStatus:
         rank: its rank in the latest generation that it was in, if it still holds that generation's state.
         draining: it was announced that its node goes away.
         held: its node is held back for what happened on it: it joins only where there are too few without it.
+        slow: it holds up the others: it leaves once there is another in its place.
     """
 
     id: str
@@ -34,6 +35,7 @@ class WorkerStatus:
     rank: int | None = None
     draining: bool = False
     held: bool = False
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,13 @@ def plan(
     there = [worker for worker in workers if worker.state in _AVAILABLE and not worker.draining]
     usable = [worker for worker in there if not worker.held or _takes_part(worker, generation)]
     coming = [w for w in workers if w.state in (WorkerState.PLACING, WorkerState.WARMING) and not w.draining]
-    start = max(0, limits.max - len(usable) - len(coming))
+    fast = [worker for worker in usable if not worker.slow]
+    start = max(0, limits.max - len(fast) - len(coming))
     if generation is not None:
         return _while_running(generation, known, usable, limits, start, _surplus(generation, workers, usable, limits))
     if len(usable) < limits.min:
         usable = there
-    members = rank_order(usable)[: limits.max]
+    members = rank_order(usable if len(fast) < limits.max else fast)[: limits.max]
     release = tuple(sorted(worker.id for worker in workers if worker.draining))
     if len(members) < limits.min:
         action = Action.STOP if waited_s >= limits.wait_s else Action.WAIT
@@ -138,7 +141,8 @@ def _while_running(
     if leaving:
         return Plan(Action.REGROUP, start=start, release=release, reason=f"draining {', '.join(leaving)}")
     newcomers = [worker.id for worker in usable if worker.id not in generation.members]
-    if newcomers and len(generation.members) < limits.max:
+    fast = [member for member in generation.members if not known[member].slow]
+    if newcomers and len(fast) < limits.max:
         joining = f"ready to join: {', '.join(sorted(newcomers))}"
         return Plan(Action.REGROUP, start=start, release=release, reason=joining)
     return Plan(Action.CONTINUE, start=start, release=release)
@@ -152,7 +156,7 @@ def _surplus(
     generation: Generation, workers: Sequence[WorkerStatus], usable: list[WorkerStatus], limits: Limits
 ) -> tuple[str, ...]:
     """Workers outside the generation whose nodes go away, or, once it is as large as it can be, all of them."""
-    full = sum(_takes_part(worker, generation) for worker in usable) >= limits.max
+    full = sum(_takes_part(worker, generation) and not worker.slow for worker in usable) >= limits.max
     outside = [worker for worker in workers if not _takes_part(worker, generation)]
     return tuple(sorted(worker.id for worker in outside if full or worker.draining))
 

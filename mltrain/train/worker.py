@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mltrain.errors import CollectiveAborted
 from mltrain.train.control import Ending, Message, Outcome, Row, Wishes, failure
 from mltrain.train.link import Link
+from mltrain.train.reach import Listener, reached
 
 if TYPE_CHECKING:
     from mltrain.collectives import Collectives, Membership
@@ -58,6 +59,7 @@ class RemoteControl:
         self._aborted_through = 0
         self._stop = self._checkpoint = False
         self._decided = 0
+        self._listener = Listener()
         self._link = Link(
             contact.address,
             {
@@ -66,11 +68,12 @@ class RemoteControl:
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "output": os.readlink(_STDERR),
+                "port": self._listener.port,
             },
             interval_s=contact.interval_s,
             silence_s=contact.silence_s,
             on_command=self._command,
-            on_beat=self._flush,
+            on_beat=self._beat,
             on_lost=self._lost,
         )
 
@@ -118,8 +121,18 @@ class RemoteControl:
                 self.check()
                 self._changed.wait()
 
+    def _beat(self) -> Message:
+        self._flush()
+        waited_s, waiting_s = (0.0, 0.0) if self._collectives is None else self._collectives.waiting.seconds()
+        return {"generation": self._generation, "waited_s": waited_s, "waiting_s": waiting_s}
+
     def _command(self, message: Message) -> None:
         if message["driver_epoch"] != self._contact.driver_epoch:
+            return
+        if message["type"] == "probe":
+            peers = {worker: (host, port) for worker, (host, port) in message["peers"].items()}
+            found = reached(peers, float(message["within_s"]))
+            self._link.send({"type": "probed", "generation": message["generation"], "reached": found})
             return
         kind, generation = message["type"], int(message["generation"])
         with self._changed:

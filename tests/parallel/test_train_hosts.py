@@ -13,6 +13,7 @@ from mltrain import train
 from mltrain.errors import StoppedError
 from mltrain.results import read_metrics
 from mltrain.storage import open_store
+from mltrain.train import pulses
 from tests.support.datasets import make_dataset
 from tests.support.drill import PACED_MODEL, Drill, drill
 from tests.support.hosts import Host, Hosts, hosts, unavailable
@@ -170,3 +171,42 @@ def test_a_host_cut_from_the_controller_alone_is_as_good_as_gone(
         assert len(run.events("generation formed")[-1]["members"]) == 2
         run.stop()
     check_exact(root, "parted", mapping)
+
+
+def test_a_host_cut_from_its_peers_alone_is_found_and_replaced(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    with drill(mapping, "lonely") as run:
+        run.until("training", generation=1)
+        run.until_step(0, 10)
+        worker, host = next((w, h) for w, h in hosts_of(run, intact).items() if h.name == "h2")
+        for other in intact:
+            if other is not host:
+                host.part(other.address)
+        run.until("generation stalled")
+        assert run.until("worker lost")["worker"] == worker
+        run.until("training again")
+        assert len(run.events("generation formed")[-1]["members"]) == 2
+        run.stop()
+    check_exact(root, "lonely", mapping)
+
+
+def test_a_slow_worker_is_named_and_replaced_if_it_stays_slow(
+    intact: Hosts, mapping: dict[str, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulses, "_PERSISTS_S", 3.0)
+    mapping["train"]["workers"]["max"] = 2
+    with drill(mapping, "slow") as run:
+        members = run.until("generation formed")["members"]
+        run.until("training", generation=1)
+        pid = next(event["pid"] for event in run.events("worker placed") if event["worker"] == members[0])
+        (tmp_path / f"slow-{pid}").touch()
+        began = time.monotonic()
+        named = run.until("straggler")
+        assert named["worker"] == members[0] and named["at"] - began < 10 + SLACK_S
+        formed = run.until("generation formed")
+        assert members[1] in formed["members"] and members[0] not in formed["members"]
+        run.until("worker released", worker=members[0])
+        run.stop()
+    assert not run.events("worker lost")
+    check_exact(root, "slow", mapping)

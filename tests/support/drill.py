@@ -12,9 +12,9 @@ from mltrain import train
 from mltrain.errors import MltrainError
 from tests.support.training import parse
 
-# A model that takes its time for a step, and leaves a file for every step that it begins.
+# A model that takes its time for a step, more where a file says so, and leaves a file for every step that it begins.
 PACED_MODEL = """
-import time
+import os, time
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ class Model(TabularMLP):
     def forward(self, batch):
         if self.training and self.steps is not None:
             Path(self.steps, f"{batch.epoch}-{batch.step}").touch()
-            time.sleep(self.pace_s)
+            time.sleep(self.pace_s * (10 if Path(self.steps, f"slow-{os.getpid()}").exists() else 1))
         return super().forward(batch)
 
 

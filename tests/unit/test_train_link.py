@@ -37,7 +37,7 @@ class Worker:
             interval_s=0.02,
             silence_s=30.0,
             on_command=self.commands.put,
-            on_beat=lambda: None,
+            on_beat=dict,
             on_lost=lambda why: self.lost.set(),
         )
 
