@@ -12,10 +12,10 @@ from mltrain.train.control import Ending, Outcome, Row, Verdict
 from mltrain.train.fleet import Fleet, Member, Returned
 from mltrain.train.membership import Action, Generation, Limits, Plan, WorkerState
 from mltrain.train.placement import WorkerSource
-from mltrain.train.pulses import Pulses, cut_off
 from mltrain.train.record import RunRecord
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
+from mltrain.train.vigil import Running, Vigil
 
 if TYPE_CHECKING:
     from mltrain.train.checkpoints import Checkpoint
@@ -24,42 +24,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _TICK_S = 0.1
-# A survivor that has not left an aborted generation by then is killed and replaced.
-_LEAVE_S = 2.0
-# While it imports and opens data, a worker's signs of life may be held up for so many deadlines.
-_WARMING = 5
-# A generation whose ranks all wait for each other stands still after so many deadlines, then twice as many, if nothing
-# was wrong with its network: so long may an operation take.
-_STALLED = 2.0
-# So long may a worker take to find out which others it reaches.
-_PROBE_S = 1.0
 # Workers that are not there after so long are worth a line.
 _PATIENT_S = 5.0
 # Workers that died one after another before they were ready: something is wrong that starting more does not mend.
 _FAILED_STARTS = 5
 # Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
 _FRUITLESS = 10
-
-
-class _Running:
-    """The generation under way."""
-
-    def __init__(self, generation: Generation, server: RendezvousServer) -> None:
-        self.generation = generation
-        self.server = server
-        self.outcomes: dict[str, Outcome | None] = {}
-        self.left: set[str] = set()
-        self.written: set[str] = set()
-        self.pulses = Pulses(generation.members)
-        self.aborted_at: float | None = None
-        self.probed_at: float | None = None
-        self.reached: dict[str, list[str]] = {}
-        self.stop_asked = False
-        self.checkpoint_asked = False
-
-    @property
-    def waiting_for(self) -> list[str]:
-        return [member for member in self.generation.members if member not in self.outcomes]
 
 
 class Controller:
@@ -82,12 +52,11 @@ class Controller:
         self._limits = Limits(workers.min, workers.max, workers.wait_s)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._fleet = Fleet(spec, source, run_id, lease, self._inbox)
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._generations = 0
         self._failed_starts = 0
         self._fruitless = 0
-        self._stalled_s = self._fleet.deadline_s * _STALLED
-        self._named: set[str] = set()
+        self._vigil = Vigil(self._fleet, record)
         self._short_since: float | None = None
         self._said_waiting = False
         self._lost_at: float | None = None
@@ -200,99 +169,12 @@ class Controller:
         )
 
     def _watch(self) -> None:
-        """Heartbeats: an overdue worker takes no part; one that left its generation too late is replaced."""
-        deadline_s = self._fleet.deadline_s
-        for member in list(self._fleet.members.values()):
-            silent_s = self._fleet.silent_s(member)
-            if silent_s is None:
-                continue
-            if silent_s > (deadline_s if member.warm else deadline_s * _WARMING) + _LEAVE_S:
-                self._lose(member, f"silent for {silent_s:.1f} s", silent=True)
-            elif member.warm and silent_s > deadline_s and member.state is not WorkerState.SUSPECT:
-                held_s = self._fleet.suspect(member)
-                self._record.event("worker silent", worker=member.id, silent_s=silent_s, held_s=held_s)
-            elif silent_s <= deadline_s and member.state is WorkerState.SUSPECT:
-                self._heard_again(member)
-            elif self._overstays(member):
-                self._lose(member, f"did not leave its generation within {_LEAVE_S:g} s")
-        if self._running is not None and self._running.aborted_at is None:
-            self._watch_pulses(self._running)
-        for member in self._fleet.late():
-            self._lose(member, "it did not start, and its node has lost workers before", silent=True)
-
-    def _watch_pulses(self, running: _Running) -> None:
-        """Who holds up the others, and whether anything goes on at all."""
-        for worker in running.generation.members:
-            member = self._fleet.members.get(worker)
-            pulse = None if member is None else self._fleet.pulse(member, running.generation.number)
-            if pulse is not None:
-                running.pulses.hear(worker, pulse)
-        now = time.monotonic()
-        slow = running.pulses.slow(now)
-        for worker in slow.keys() - self._named:
-            member, found = self._fleet.members[worker], slow[worker]
-            self._record.event(
-                "straggler",
-                worker=worker,
-                node=member.slot.node,
-                busy=round(found.busy, 3),
-                others=round(found.others, 3),
-            )
-            self._record.say(
-                f"{worker} is slow: it computes {found.busy:.0%} of the time, the others {found.others:.0%}"
-            )
-        self._named = set(slow)
-        for worker in running.generation.members:
-            if worker in self._fleet.members:
-                self._fleet.members[worker].slow = worker in slow and slow[worker].persists(now)
-        if running.pulses.waiting_s() > self._stalled_s:
-            self._stalled(running)
-
-    def _stalled(self, running: _Running) -> None:
-        """All ranks wait for each other: some do not reach some others, although all reach the controller."""
-        self._record.event(
-            "generation stalled", generation=running.generation.number, waiting_s=running.pulses.waiting_s()
-        )
-        self._interrupt()
-        running.probed_at = time.monotonic()
-        members = self._fleet.members
-        places = {w: (members[w].place or {}, members[w].port) for w in running.generation.members if w in members}
-        for worker in places:
-            peers = {other: (place["address"], port) for other, (place, port) in places.items() if other != worker}
-            self._command(worker, "probe", peers=peers, within_s=_PROBE_S)
-
-    def _probing(self, running: _Running) -> bool:
-        """Whether answers to a probe are still to come."""
-        if running.probed_at is None or time.monotonic() - running.probed_at > _PROBE_S + _TICK_S:
-            return False
-        return any(
-            worker in self._fleet.members and worker not in running.reached for worker in running.generation.members
-        )
-
-    def _drop_unreached(self, running: _Running) -> None:
-        """After a probe: workers whose peers do not reach them are replaced."""
-        there = [worker for worker in running.generation.members if worker in self._fleet.members]
-        gone = cut_off({worker: running.reached.get(worker, []) for worker in there})
-        for worker in gone:
-            self._lose(self._fleet.members[worker], "its peers do not reach it", silent=True)
-        if not gone:
-            # It was only slow; what it did takes that long.
-            self._stalled_s *= 2
-
-    def _heard_again(self, member: Member) -> None:
-        awaited = self._running is not None and member.id in self._running.waiting_for
-        member.state = WorkerState.JOINED if awaited else WorkerState.READY
-        member.seen = time.monotonic()
-        self._record.event("worker heard again", worker=member.id)
-
-    def _overstays(self, member: Member) -> bool:
-        """Whether a worker that is heard is still in a generation that it should have left."""
-        if not member.busy or member.state is WorkerState.SUSPECT:
-            return False
-        running = self._running
-        if running is None or running.generation.number != member.generation:
-            return time.monotonic() - member.seen > _LEAVE_S
-        return running.aborted_at is not None and time.monotonic() - max(running.aborted_at, member.seen) > _LEAVE_S
+        """Loses whom nobody should wait for any more; a generation that stands still is looked into."""
+        for loss in self._vigil.losses(self._running):
+            self._lose(loss.member, loss.why, silent=loss.silent)
+        if self._running is not None and self._running.aborted_at is None and self._vigil.stalled(self._running):
+            self._interrupt()
+            self._vigil.probe(self._running)
 
     # Decisions
 
@@ -380,14 +262,14 @@ class Controller:
     def _finished_generation(self) -> Outcome | None:
         """Once every member's call has ended, and what it said before has arrived: what that means."""
         running = self._running
-        if running is None or self._awaited(running) or self._probing(running):
+        if running is None or self._awaited(running) or self._vigil.probing(running):
             return None
         outcomes = [outcome for outcome in running.outcomes.values() if outcome is not None]
         failed = [outcome for outcome in outcomes if outcome.ending is Ending.FAILED]
         if failed:
             return failed[0]
-        if running.probed_at is not None:
-            self._drop_unreached(running)
+        for loss in self._vigil.unreached(running):
+            self._lose(loss.member, loss.why, silent=loss.silent)
         self._end_generation(running)
         first = running.outcomes.get(running.generation.members[0])
         if first is not None and first.ending is Ending.FINISHED:
@@ -401,7 +283,7 @@ class Controller:
             self._record.restore_point()
         return self._fruitless_end(running, outcomes)
 
-    def _awaited(self, running: _Running) -> list[str]:
+    def _awaited(self, running: Running) -> list[str]:
         """Members that have not left yet, but for the silent ones: nobody waits for these."""
         members = self._fleet.members
         present = [
@@ -409,7 +291,7 @@ class Controller:
         ]
         return [worker for worker in present if worker not in running.outcomes or worker not in running.left]
 
-    def _fruitless_end(self, running: _Running, outcomes: list[Outcome]) -> Outcome | None:
+    def _fruitless_end(self, running: Running, outcomes: list[Outcome]) -> Outcome | None:
         """A generation that nobody was lost from and that yet did no step is formed again, but not for ever."""
         if len(outcomes) == len(running.generation.members):
             self._fruitless += 1
@@ -427,7 +309,7 @@ class Controller:
         self._generations += 1
         number = self._generations
         server = RendezvousServer(self._fleet.host)
-        self._running = _Running(Generation(number, members), server)
+        self._running = Running(Generation(number, members), server)
         self._record.begin_generation(number, list(members), reason)
         places = [self._fleet.members[worker].place or {} for worker in members]
         seats = membership.seats([str(place["node"]) for place in places])
@@ -477,7 +359,7 @@ class Controller:
             for worker in running.generation.members:
                 self._command(worker, "stop", checkpoint=checkpoint)
 
-    def _ask_for_checkpoint(self, running: _Running) -> None:
+    def _ask_for_checkpoint(self, running: Running) -> None:
         if not running.checkpoint_asked and self._record.checkpoint_due():
             running.checkpoint_asked = True
             self._command(running.generation.members[0], "checkpoint")
@@ -514,7 +396,7 @@ class Controller:
             self._take_events()
             self._watch()
 
-    def _end_generation(self, running: _Running) -> None:
+    def _end_generation(self, running: Running) -> None:
         running.server.close()
         self._running = None
         for member in self._fleet.members.values():
