@@ -9,22 +9,29 @@ manifest.
 """
 
 import dataclasses
+import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from mltrain.data.manifest import Manifest
 from mltrain.data.publish import COLLECTION, read_manifest, read_pointer
 from mltrain.data.shard import blob_path
 from mltrain.errors import BuildError, DamagedError, NotFoundError
 from mltrain.progress import Passing, Progress
-from mltrain.storage import Store
+from mltrain.storage import ObjectMeta, Store
 from mltrain.storage.lease import HeldError, Lease, fence, read_holder
 
 DEFAULT_GRACE_S = 24 * 3600.0
 # Whoever writes one object for longer than this has died: others than builders may be writing now.
 _LONGEST_WRITE_S = 3600.0
+_READERS = 16
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
+# How configs, results and checkpoints name the dataset of a run: name@digest, a field of its own, or a URI.
+_DATASET = re.compile(
+    rb"""\bdataset: ['"]?[\w.-]+@([0-9a-f]{64})|"dataset_digest": ?"([0-9a-f]{64})"|([^\s'"]+)/shards/([0-9a-f]{64})"""
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,21 @@ class Collected:
     kept: int
     young: int
     dry_run: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mentioned:
+    """What names, runs and sweeps say of datasets.
+
+    Attributes:
+        anywhere: digests that a name points at, or that a run, a sweep or one of their checkpoints mentions anywhere.
+        datasets: who names a dataset of this root as its own, and its digest.
+        faults: names that are damaged, so that it is not known what they point at.
+    """
+
+    anywhere: set[str]
+    datasets: list[tuple[str, str]]
+    faults: list[str]
 
 
 def collect(
@@ -66,7 +88,8 @@ def collect(
     Raises:
         NotFoundError: there are no datasets.
         BuildError: a build or another collection is under way.
-        DamagedError: a manifest is damaged, so that what it reaches is not known.
+        DamagedError: a manifest is damaged, or missing although a name or a run points at it, so that what it reaches
+            is not known. Nothing was removed, and the message names everything of that kind.
     """
     if next(root.list("shards"), None) is None:
         raise NotFoundError(f"there are no datasets below {root.uri}; is it the right root?")
@@ -113,24 +136,54 @@ def _mark(root: Store, now: float, grace_s: float, unnamed: bool) -> tuple[dict[
     stored = {meta.path: meta for meta in root.list("shards") if meta.path != COLLECTION}
     old = {path for path, meta in stored.items() if meta.modified.timestamp() <= now - grace_s}
     digests = {path.split("/")[1] for path in stored if path.endswith("/manifest.json")}
-    doomed = {d for d in digests - _mentioned(root) if f"shards/{d}/manifest.json" in old} if unnamed else set()
+    mentioned = _mentioned(root)
+    doomed = {d for d in digests - mentioned.anywhere if f"shards/{d}/manifest.json" in old} if unnamed else set()
     reached: set[str] = set()
+    damaged: dict[str, str] = {}
     for digest in sorted(digests - doomed):
-        reached.update(_reached(root, digest))
+        try:
+            reached.update(_reached(root, digest))
+        except (DamagedError, NotFoundError) as error:
+            damaged[digest] = str(error)
+    _refuse_lost(mentioned, digests, damaged)
+    stored |= {meta.path: meta for meta in _ended_leases(root)}
+    old |= {path for path, meta in stored.items() if meta.modified.timestamp() <= now - grace_s}
     loose = [path for path in stored if path not in reached]
     garbage = sorted((path for path in loose if path in old), key=lambda path: (not path.endswith(".json"), path))
     return {path: stored[path].size_bytes for path in garbage}, len(stored) - len(loose), len(loose) - len(garbage)
 
 
+def _refuse_lost(mentioned: _Mentioned, digests: set[str], damaged: Mapping[str, str]) -> None:
+    faults = [*mentioned.faults, *damaged.values()]
+    for what, digest in mentioned.datasets:
+        if digest not in digests or digest in damaged:
+            how = "damaged" if digest in damaged else "missing"
+            faults.append(f"{what} names dataset {digest}, whose manifest is {how}")
+    if faults:
+        raise DamagedError(
+            "what some datasets consist of is not known, so nothing was removed:"
+            + "".join(f"\n  - {fault}" for fault in faults)
+            + "\nBuild each of them again (`mltrain dataset build`), or remove what is named here where nobody needs it"
+        )
+
+
 def _reached(root: Store, digest: str) -> Iterator[str]:
     """What a dataset consists of."""
     path = f"shards/{digest}/manifest.json"
-    try:
-        manifest = read_manifest(root, path)
-    except NotFoundError as error:
-        raise DamagedError(f"{root.join(path)} lacks a part: {error}; build the dataset again, then collect") from error
+    manifest = read_manifest(root, path)
     yield path
     yield from blobs_of(manifest)
+
+
+def _ended_leases(root: Store) -> Iterator[ObjectMeta]:
+    """Leases of builds that were refused, failed or died: they left no record of a dataset."""
+    for meta in root.list("builds"):
+        try:
+            content = json.loads(root.get(meta.path))
+        except (NotFoundError, ValueError):
+            continue
+        if isinstance(content, dict) and set(content) == {"lease"} and content["lease"].get("released"):
+            yield meta
 
 
 def blobs_of(manifest: Manifest) -> Iterator[str]:
@@ -144,17 +197,40 @@ def blobs_of(manifest: Manifest) -> Iterator[str]:
             yield blob_path(vocabulary["blob"])
 
 
-def _mentioned(root: Store) -> set[str]:
-    """Digests that a name points at, or that a run, a sweep or one of their checkpoints mentions anywhere."""
-    found = {
-        str(read_pointer(root, meta.path.removeprefix("datasets/").removesuffix(".json"))["digest"])
-        for meta in root.list("datasets")
-    }
+def _mentioned(root: Store) -> _Mentioned:
+    """Who mentions which dataset."""
+    found = _Mentioned(set(), [], [])
+    for meta in root.list("datasets"):
+        try:
+            digest = str(read_pointer(root, meta.path.removeprefix("datasets/").removesuffix(".json"))["digest"])
+        except DamagedError as error:
+            found.faults.append(str(error))
+            continue
+        found.anywhere.add(digest)
+        found.datasets.append((root.join(meta.path), digest))
     for kind in ("runs", "sweeps"):
-        for meta in root.list(kind):
-            if meta.path.endswith((".json", ".yaml")):
-                try:
-                    found.update(digest.decode() for digest in _DIGEST.findall(root.get(meta.path)))
-                except NotFoundError:
-                    continue  # a checkpoint that its run has replaced since it was listed
+        named: dict[str, set[str]] = {}
+        elsewhere: dict[str, set[str]] = {}
+        for path, content in _texts(root, kind):
+            found.anywhere.update(digest.decode() for digest in _DIGEST.findall(content))
+            run = root.join("/".join(path.split("/")[:2]))
+            for by_name, by_field, place, by_uri in _DATASET.findall(content):
+                here = not place or place.decode(errors="replace") == root.uri
+                (named if here else elsewhere).setdefault(run, set()).add((by_name or by_field or by_uri).decode())
+        for run, digests in sorted(named.items()):
+            found.datasets.extend((run, digest) for digest in sorted(digests - elsewhere.get(run, set())))
     return found
+
+
+def _texts(root: Store, kind: str) -> Iterator[tuple[str, bytes]]:
+    """Paths and contents of the JSON and YAML files below a directory."""
+
+    def read(path: str) -> tuple[str, bytes]:
+        try:
+            return path, root.get(path)
+        except NotFoundError:
+            return path, b""  # a checkpoint that its run has replaced since it was listed
+
+    paths = (meta.path for meta in root.list(kind) if meta.path.endswith((".json", ".yaml")))
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(read, paths)

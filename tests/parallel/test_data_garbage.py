@@ -83,12 +83,62 @@ def test_a_damaged_manifest_stops_the_collection_before_it_removes_anything(tmp_
     assert _blobs(store) == before
 
 
+def test_every_name_and_run_whose_manifest_is_lost_or_damaged_is_named_and_nothing_is_removed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    names = ("lost", "cut", "pointless", "run", "checkpointed")
+    digests = {name: build(store, name, [number], f"{name}-1") for number, name in enumerate(names)}
+    for name in ("run", "checkpointed"):
+        store.delete(f"datasets/{name}.json")
+    store.put("runs/r1/config.yaml", f"dataset: run@{digests['run']}\n".encode())
+    store.put("runs/r2/checkpoints/step-1/manifest.json", f'{{"dataset_digest": "{digests["checkpointed"]}"}}'.encode())
+    for name in ("lost", "run", "checkpointed"):
+        store.delete(f"shards/{digests[name]}/manifest.json")
+    cut = f"shards/{digests['cut']}/manifest.json"
+    store.put(cut, store.get(cut)[:-9])
+    store.put("datasets/pointless.json", b"{")
+    before = {meta.path for meta in store.list("shards")}
+    for unnamed in (False, True):
+        with pytest.raises(DamagedError) as caught:
+            collect(store, grace_s=0, unnamed=unnamed)
+        message = str(caught.value)
+        assert {meta.path for meta in store.list("shards")} - {"shards/gc.json"} == before
+        wanted = (
+            "datasets/lost.json",
+            digests["lost"],
+            cut,
+            "datasets/cut.json",
+            "datasets/pointless.json",
+            "runs/r1 ",
+            "runs/r2 ",
+        )
+        assert [part for part in wanted if part not in message] == []
+
+
+def test_a_run_on_a_dataset_of_another_root_keeps_nothing_here(tmp_path: Path) -> None:
+    store, other = open_store(tmp_path / "here"), open_store(tmp_path / "there")
+    build(store, "adult", [1], "adult-1")
+    digest = build(other, "adult", [2], "adult-2")
+    store.put("runs/r1/config.yaml", f"dataset: {other.join(f'shards/{digest}')}\n".encode())
+    store.put("runs/r1/checkpoints/step-1/manifest.json", f'{{"dataset_digest": "{digest}"}}'.encode())
+    assert collect(store, grace_s=0).removed == ()
+
+
 def test_nothing_is_removed_beside_a_living_builder(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store_shards(store, [1])
     with Build.start(store, "adult", "adult-1"), pytest.raises(BuildError, match="a build is under way"):
         collect(store, grace_s=0)
-    assert len(collect(store, grace_s=0).removed) == 1
+    assert len(collect(store, grace_s=0).removed) == 2
+
+
+def test_leases_of_builds_that_came_to_nothing_go_after_their_grace(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    build(store, "adult", [1], "adult-1")
+    with Build.start(store, "adult", "adult-refused"):
+        pass
+    assert (collect(store, grace_s=3600).removed, store.exists("builds/adult-refused.json")) == ((), True)
+    assert collect(store, grace_s=0).removed == ("builds/adult-refused.json",)
+    assert Dataset.open("adult", root=tmp_path).provenance["id"] == "adult-1"
 
 
 def test_a_builder_whose_lease_was_taken_while_it_was_paused_publishes_nothing(tmp_path: Path) -> None:
