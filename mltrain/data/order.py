@@ -36,12 +36,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mltrain.data.dealing import ROUNDS, U32, block_table, dealt, describe_blocks, longer_block, mix64, permute, radices
+
 Rows = NDArray[np.int64]
-_U32 = NDArray[np.uint32]
-_U64 = NDArray[np.uint64]
 
 _VERSION = "mltrain-order-2"
-ROUNDS = 4
 # Blocks of a window and rows of a block fit 16 bits, so that products of them fit 32.
 _MAX_BLOCKS = (1 << 16) - 1
 # Long pieces, which are few, are dealt one at a time, from tables of their windows' blocks.
@@ -158,10 +157,10 @@ class _Windows:
     size: Rows
     blocks: Rows
     slices: Rows
-    longer: _U32
-    rotation: _U32
-    block_key: _U32
-    round_keys: _U32
+    longer: U32
+    rotation: U32
+    block_key: U32
+    round_keys: U32
     fragment_starts: Rows
     fragment_shards: list[int]
 
@@ -208,7 +207,7 @@ class ShuffledEpoch:
         self._window_starts = cut_windows(self._line_starts, self._lane_starts, window)
         # Consecutive steps lie in the same windows.
         self._windows = functools.lru_cache(maxsize=4)(self._describe)
-        self._tables = functools.lru_cache(maxsize=_TABLES)(_block_table)
+        self._tables = functools.lru_cache(maxsize=_TABLES)(block_table)
 
     def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
         """What one rank reads in each of some consecutive steps: by place in the line, so by shard, rows ascending."""
@@ -235,9 +234,9 @@ class ShuffledEpoch:
     def line_position(self, positions: Rows) -> Rows:
         """Place in the line of each position."""
         lane, offset = positions % self._lanes, positions // self._lanes
-        dealt = self._lane_starts[lane] + offset
-        windows, window = self._at_hand(np.searchsorted(self._window_starts, dealt, side="right") - 1)
-        index = dealt - windows.start[window]
+        undealt = self._lane_starts[lane] + offset
+        windows, window = self._at_hand(np.searchsorted(self._window_starts, undealt, side="right") - 1)
+        index = undealt - windows.start[window]
         return self._places(windows, window, index, index + 1).astype(np.int64)
 
     def canonical_rows(self, positions: Rows) -> Rows:
@@ -304,11 +303,11 @@ class ShuffledEpoch:
 
     def _deal(
         self,
-        first: _U32,
+        first: U32,
         lengths: Rows,
         last: NDArray[np.bool_],
         origin: NDArray[Any],
-        shift: _U32,
+        shift: U32,
         windows: _Windows,
         window: Rows,
     ) -> NDArray[Any]:
@@ -330,18 +329,18 @@ class ShuffledEpoch:
             number = np.repeat(first, lengths) + _ranks(lengths).astype(np.uint32)
             where = np.repeat(window, lengths)
             of_last = np.flatnonzero(np.repeat(last, lengths))
-            number[of_last] = _longer_block(number[of_last], windows.longer[where[of_last]])
-            table = _blocks(number, *(values[where] for values in each))
-            np.add(_dealt(*table, np.repeat(shift, lengths), size[where]), np.repeat(origin, lengths), out=out)
+            number[of_last] = longer_block(number[of_last], windows.longer[where[of_last]])
+            table = describe_blocks(number, *(values[where] for values in each))
+            np.add(dealt(*table, np.repeat(shift, lengths), size[where]), np.repeat(origin, lengths), out=out)
             return out
         end = 0
         for i, (low, length, w) in enumerate(zip(first.tolist(), lengths.tolist(), window.tolist(), strict=True)):
             table = self._tables(int(windows.blocks[w]), *(int(values[w]) for values in each))
-            taken: slice | _U32 = slice(low, low + length)
+            taken: slice | U32 = slice(low, low + length)
             if last[i]:
-                taken = _longer_block(np.arange(low, low + length, dtype=np.uint32), windows.longer[w])
+                taken = longer_block(np.arange(low, low + length, dtype=np.uint32), windows.longer[w])
             rows, hashed, begin = (column[taken] for column in table)
-            np.add(_dealt(rows, hashed, begin, shift[i], size[w]), origin[i], out=out[end : end + length])
+            np.add(dealt(rows, hashed, begin, shift[i], size[w]), origin[i], out=out[end : end + length])
             end += length
         return out
 
@@ -414,127 +413,6 @@ def cut_windows(line_starts: Rows, lane_starts: Rows, window: int) -> Rows:
     windows -= ((per_lane - (windows - 1) * window) * 2 < window) & (windows > 1)
     opens = np.repeat(first[:-1], windows) + _ranks(windows) * window
     return np.append(fragments[opens], line_starts[-1])
-
-
-def radices(sizes: Any) -> tuple[_U32, _U32]:
-    """(a, b) with ``a * b >= size``, both about the square root, so that few indices have to walk."""
-    root = np.sqrt(sizes.astype(np.float64))
-    a = np.maximum(np.ceil(root), 1).astype(np.int64)
-    return a.astype(np.uint32), (-(-sizes // a)).astype(np.uint32)
-
-
-def permute(index: _U32, size: Any, a: Any, b: Any, keys: Any) -> _U32:
-    """A keyed permutation of [0, size): a Feistel network over mixed radices.
-
-    An index is ``left * b + right``. A round adds a hash of one half to the other, modulo that one's radix
-    (generalised Feistel, Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). Indices that land at or
-    above ``size``, fewer than one in sqrt(size), are put through again (cycle-walking), which keeps it a bijection.
-
-    Args:
-        index: uint32, each below its size.
-        size: rows of the window: one uint32, or one an index. At most 2**32 - 2**17.
-        a: radix of the left half, likewise; at most 2**16.
-        b: radix of the right half, likewise.
-        keys: ``[ROUNDS]`` or ``[ROUNDS, n]`` uint32.
-    """
-    out: _U32 = _feistel(index, a, b, keys)
-    outside = np.flatnonzero(out >= size)
-    while len(outside):
-        each = [value if np.ndim(value) == 0 else value[outside] for value in (size, a, b)]
-        walked = _feistel(out[outside], each[1], each[2], keys if np.ndim(keys) == 1 else keys[:, outside])
-        out[outside] = walked
-        outside = outside[walked >= each[0]]
-        # Only those still outside go on; sizes are taken again by their index.
-    return out
-
-
-def mix64(values: _U64, key: int) -> _U64:
-    """The splitmix64 finaliser of ``key + (value + 1) * golden ratio``."""
-    with np.errstate(over="ignore"):
-        z = (values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _block_table(blocks: int, slices: int, longer: int, key: int, rotation: int) -> tuple[_U32, _U32, _U32]:
-    """:func:`_blocks` of a whole window."""
-    block = np.arange(blocks, dtype=np.uint32)
-    return _blocks(block, np.uint32(slices), np.uint32(longer), np.uint32(key), np.uint32(rotation))
-
-
-def _blocks(block: _U32, slices: Any, longer: Any, key: Any, rotation: Any) -> tuple[_U32, _U32, _U32]:
-    """Of blocks: their rows, h, and where they begin.
-
-    Args:
-        block: j.
-        slices: S.
-        longer: of the window.
-        key: for h.
-        rotation: of the window.
-    """
-    begin: _U32 = block * longer
-    rows = begin & np.uint32(0xFFFF)
-    rows += longer
-    rows >>= np.uint32(16)
-    rows += slices
-    begin >>= np.uint32(16)
-    begin += block * slices
-    begin += rotation
-    hashed: _U32 = block + key
-    hashed *= np.uint32(0x9E3779B1)
-    hashed ^= hashed >> np.uint32(15)
-    hashed *= np.uint32(0x85EBCA77)
-    hashed >>= np.uint32(16)
-    hashed *= rows
-    hashed >>= np.uint32(16)
-    return rows, hashed, begin
-
-
-def _dealt(rows: _U32, hashed: _U32, begin: _U32, shift: Any, size: Any) -> _U32:
-    """Place in its window of the row that a slice takes of each block; ``shift`` is P(t), or S for the last slice."""
-    row: _U32 = hashed + shift
-    # Both are below the block's rows, so one subtraction suffices; below zero it wraps to a large number.
-    scratch = row - rows
-    np.minimum(row, scratch, out=row)
-    row += begin
-    np.minimum(row, np.subtract(row, size, out=scratch), out=row)
-    return row
-
-
-def _longer_block(number: _U32, longer: Any) -> _U32:
-    """The block that is the ``number``-th of those with a row more."""
-    wanted = (number.astype(np.uint64) + np.uint64(1)) << np.uint64(16)
-    block: _U32 = ((wanted + (longer - np.uint64(1))) // longer - np.uint64(1)).astype(np.uint32)
-    return block
-
-
-def _feistel(index: _U32, a: Any, b: Any, keys: Any) -> _U32:
-    left: _U32 = index // b
-    right: _U32 = index - left * b
-    scratch = np.empty_like(index)
-    for number in range(0, ROUNDS, 2):
-        _round(left, right, keys[number], a, scratch)
-        _round(right, left, keys[number + 1], b, scratch)
-    # The half that was mixed last leads. The other way round, indices that are b apart stay neighbours once in b times.
-    np.multiply(right, a, out=right)
-    np.add(right, left, out=right)
-    return right
-
-
-def _round(target: _U32, source: _U32, key: Any, radix: Any, scratch: _U32) -> None:
-    """target = (target + hash(source) scaled to [0, radix)) mod radix, in place."""
-    np.add(source, key, out=scratch)
-    scratch *= np.uint32(0x9E3779B1)
-    scratch ^= scratch >> np.uint32(15)
-    scratch *= np.uint32(0x85EBCA77)
-    scratch >>= np.uint32(16)
-    scratch *= radix
-    scratch >>= np.uint32(16)
-    target += scratch
-    # Both are below the radix, so one subtraction suffices; below zero it wraps to a large number.
-    np.subtract(target, radix, out=scratch)
-    np.minimum(target, scratch, out=target)
 
 
 def _keys(digest: str, split: str, seed: int, epoch: int) -> tuple[int, int]:

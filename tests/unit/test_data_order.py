@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrain.data import order
+from mltrain.data import dealing, order
 from mltrain.data.order import Segment, SequentialEpoch, ShuffledEpoch
 
 DIGEST = "d" * 64
@@ -41,25 +41,25 @@ def canonical(shards: list[int], segments: list[Segment]) -> list[int]:
 @given(size=st.integers(1, 3000), keys=st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_the_feistel_network_permutes_every_size(size: int, keys: list[int]) -> None:
-    a, b = order.radices(np.array([size]))
+    a, b = dealing.radices(np.array([size]))
     index = np.arange(size, dtype=np.uint32)
-    out = order.permute(index, np.uint32(size), a[0], b[0], np.array(keys, np.uint32))
+    out = dealing.permute(index, np.uint32(size), a[0], b[0], np.array(keys, np.uint32))
     assert np.array_equal(np.sort(out), index)
 
 
 @pytest.mark.parametrize("size", [1, 2, 65535, 65536, 131072, 393_217, 2_000_003])
 def test_the_feistel_network_permutes_large_windows_too(size: int) -> None:
-    a, b = order.radices(np.array([size]))
+    a, b = dealing.radices(np.array([size]))
     index = np.arange(size, dtype=np.uint32)
-    out = order.permute(index, np.uint32(size), a[0], b[0], np.array([1, 2, 3, 4], np.uint32))
+    out = dealing.permute(index, np.uint32(size), a[0], b[0], np.array([1, 2, 3, 4], np.uint32))
     assert np.array_equal(np.sort(out), index)
 
 
 def test_the_radices_of_the_largest_window_fit_sixteen_bits() -> None:
-    a, b = order.radices(np.array([2**32 - 2**17]))
+    a, b = dealing.radices(np.array([2**32 - 2**17]))
     assert int(a[0]) <= 2**16 and int(b[0]) <= 2**16
     index = np.arange(2**32 - 2**17 - 1000, 2**32 - 2**17, dtype=np.uint32)
-    out = order.permute(index, np.uint32(2**32 - 2**17), a[0], b[0], np.array([9, 8, 7, 6], np.uint32))
+    out = dealing.permute(index, np.uint32(2**32 - 2**17), a[0], b[0], np.array([9, 8, 7, 6], np.uint32))
     assert len(np.unique(out)) == 1000 and int(out.max()) < 2**32 - 2**17
 
 
