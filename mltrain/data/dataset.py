@@ -15,10 +15,12 @@ from mltrain.data.manifest import Manifest, manifest_path
 from mltrain.data.order import SequentialEpoch
 from mltrain.data.publish import read_manifest, read_pointer, read_record
 from mltrain.data.schema import Schema
+from mltrain.data.shard import blob_path
 from mltrain.data.source import ShardSource
 from mltrain.data.verify import VerifyReport, verify
 from mltrain.errors import DamagedError, MissingDependencyError, NotFoundError, RequestError
 from mltrain.storage import Store, normalise, open_store
+from mltrain.transforms import Vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +38,7 @@ class Reference:
     digest: str | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Dataset:
     """A dataset in storage. Opening reads the manifest only. Picklable: workers open nothing again.
 
@@ -129,6 +131,36 @@ class Dataset:
     def uri(self) -> str:
         """Where the manifest lies."""
         return self.store.join(f"shards/{self.digest}")
+
+    def vocabulary(self, column: str) -> pa.Array:
+        """What the ids of a categorical or id_list column stand for; ``vocabulary(name).take(ids)`` are their values.
+
+        Args:
+            column: name of the feature.
+
+        Returns:
+            [cardinality], string or int64: element ``i`` is the value of id ``i``, null for id 0 (unseen or missing).
+            Bools are 0 and 1, dates days since 1970-01-01, timestamps microseconds since 1970-01-01 UTC.
+
+        Raises:
+            RequestError: there is no such column, or it has no vocabulary.
+            DamagedError: the vocabulary is damaged, or missing in storage.
+        """
+        name = self.schema.column(column).vocabulary if column in self.schema else None
+        stored = self.transforms.get("vocabularies", {}).get(name)
+        if stored is None:
+            known = [one.name for one in self.schema.features if one.vocabulary]
+            what = f"a {self.schema.column(column).kind} column" if column in self.schema else "no column"
+            raise RequestError(f"{column!r} is {what} of the dataset and has no vocabulary; these have one: {known}")
+
+        def blob(content: str) -> bytes:
+            try:
+                return self.store.get(blob_path(content))
+            except NotFoundError as error:
+                raise DamagedError(f"vocabulary {name!r} is missing: {error}; build the dataset again") from error
+
+        terms = Vocabulary.from_json(stored, blob).terms
+        return pa.concat_arrays([pa.nulls(1, terms.type), terms])
 
     def rows(self, split: str) -> int:
         """Rows of a split.
@@ -242,6 +274,11 @@ class Dataset:
             "splits": splits,
             "provenance": self.provenance,
         }
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{split.name} {split.rows:,}" for split in self.manifest.splits)
+        name = f"{self.name!r}, " if self.name else ""
+        return f"Dataset({name}{self.digest[:12]}, {rows} rows)"
 
     def _column_names(self) -> tuple[str, ...]:
         return tuple(c.name for c in (*self.schema.carried, *self.schema.select("label", "weight", "feature")))

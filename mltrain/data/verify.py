@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +15,13 @@ from mltrain.data.manifest import Manifest, ShardEntry, SplitEntry, compute_dige
 from mltrain.data.schema import Schema
 from mltrain.data.shard import Shard, blob_path, checksum, content_digest, open_shard
 from mltrain.errors import DamagedError, NotFoundError
+from mltrain.progress import Passing
 from mltrain.storage import Store
 from mltrain.transforms.vocabulary import Vocabulary
 
 _PART_BYTES = 8 << 20
 _READERS = 8
+_TOLD_EVERY_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,7 @@ def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | N
     Args:
         store: the dataset's root.
         manifest: the dataset.
-        progress: told what was done so far.
+        progress: told what was done so far, once a second.
     """
     damaged: dict[str, str] = {}
     if compute_digest(manifest.schema, manifest.transforms, manifest.splits, manifest.index) != manifest.digest:
@@ -59,6 +62,7 @@ def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | N
     _check_blob(store, manifest.statistics_blob.name, damaged)
     _check_vocabularies(store, manifest, damaged)
     rows = size_bytes = 0
+    told = time.monotonic()
     # A file without a name: nothing of it stays if this process is killed.
     with tempfile.TemporaryFile(prefix="mltrain-verify-") as file:
         scratch = Path(f"/proc/self/fd/{file.fileno()}")
@@ -69,8 +73,10 @@ def verify(store: Store, manifest: Manifest, progress: Callable[[str], None] | N
                 rows += entry.rows
             else:
                 damaged[blob_path(entry.blob)] = fault
-            if progress is not None:
-                progress(f"{number + 1} of {len(manifest.index)} shards, {len(damaged)} damaged")
+            done = number + 1 == len(manifest.index)
+            if progress is not None and (done or time.monotonic() - told >= _TOLD_EVERY_S):
+                told = time.monotonic()
+                progress(Passing(f"{number + 1} of {len(manifest.index)} shards, {len(damaged)} damaged"))
     for split in manifest.splits:
         fault = _split_fault(manifest, split)
         if fault is not None:

@@ -31,6 +31,7 @@ from mltrain.data.manifest import decode_statistics
 from mltrain.data.publish import put_shard
 from mltrain.data.shard import blob_path, checksum
 from mltrain.errors import DamagedError, NotFoundError, RequestError
+from mltrain.progress import Passing
 from mltrain.storage import open_store
 from mltrain.transforms.vocabulary import INLINE_LIMIT, Vocabulary
 from tests.support.datasets import Features, make_dataset
@@ -142,7 +143,14 @@ def test_a_whole_dataset_verifies(made: Dataset) -> None:
     told: list[str] = []
     report = made.verify(told.append)
     assert report.ok and report.shards == 5 and report.rows == 400
-    assert told[-1] == "5 of 5 shards, 0 damaged"
+    assert told[-1] == "5 of 5 shards, 0 damaged" and isinstance(told[-1], Passing)
+
+
+def test_verify_says_how_far_it_is_once_in_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, told = make_dataset(tmp_path, rows=300, shards=60), list[str]()
+    monkeypatch.setattr("mltrain.data.verify._TOLD_EVERY_S", 3600.0)
+    made.verify(told.append)
+    assert told == ["62 of 62 shards, 0 damaged"]
 
 
 def test_verify_reads_the_vocabularies_that_the_transforms_name(tmp_path: Path) -> None:
@@ -156,6 +164,36 @@ def test_verify_reads_the_vocabularies_that_the_transforms_name(tmp_path: Path) 
     assert made.verify().ok
     made.store.put(blob_path(name), content.replace(b"item 7", b"item 8", 1))
     assert list(made.verify().damaged) == [blob_path(name)]
+
+
+def test_ids_go_back_to_what_they_stand_for(tmp_path: Path) -> None:
+    blobs: dict[str, bytes] = {}
+    items = Vocabulary(pa.array([f"item {i}" for i in range(INLINE_LIMIT + 1)]))
+    stored = {"item": items.to_json(blobs), "c1": Vocabulary(pa.array([7, 5])).to_json(blobs)}
+    made = make_dataset(tmp_path, rows=10, shards=1, transforms={"vocabularies": stored})
+    named = {"c0": "item", "c1": "c1"}
+    columns = tuple(dataclasses.replace(c, vocabulary=named.get(c.name)) for c in made.schema.columns)
+    manifest = dataclasses.replace(made.manifest, schema=Schema(columns, made.schema.key))
+    made = dataclasses.replace(made, manifest=manifest)
+    assert made.vocabulary("c1").to_pylist() == [None, 7, 5]
+    with pytest.raises(DamagedError, match="'item' is missing"):
+        made.vocabulary("c0")
+    [(name, content)] = blobs.items()
+    made.store.put(blob_path(name), content)
+    assert made.vocabulary("c0").take(pa.array([0, 1, INLINE_LIMIT + 1])).to_pylist() == [
+        None,
+        "item 0",
+        f"item {INLINE_LIMIT}",
+    ]
+    for column, what in (("x0", "'x0' is a numeric column"), ("z", "'z' is no column")):
+        with pytest.raises(RequestError, match=rf"{what}.*\['c0', 'c1'\]"):
+            made.vocabulary(column)
+
+
+def test_a_dataset_is_told_in_one_line(made: Dataset) -> None:
+    rows = ", ".join(f"{split} {made.rows(split)}" for split in made.splits)
+    assert repr(made) == f"Dataset('made', {made.digest[:12]}, {rows} rows)"
+    assert repr(Dataset.open(made.digest, root=made.store.uri)) == f"Dataset({made.digest[:12]}, {rows} rows)"
 
 
 def test_a_cache_is_where_a_config_has_it_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
