@@ -98,34 +98,6 @@ def columns(identity: pa.Schema, checks: Sequence[Check]) -> Iterator[tuple[str,
     yield from ((f"{_CHECK}{i}", check.condition) for i, check in enumerate(checks))
 
 
-def take(frame: DataFrame, identity: pa.Schema, checks: Sequence[Check]) -> Census:
-    """The census of a whole table, by Spark alone.
-
-    Args:
-        frame: the table's columns and :data:`SPLIT`.
-        identity: the columns that tell rows apart.
-        checks: what to refuse.
-    """
-    read = frame.select(SPLIT, *(F.expr(one.sql).alias(name) for name, one in columns(identity, checks)))
-    # Of each hash the upper and the lower half are summed, of a few rows in sixteen: no sum leaves 64 bits.
-    sums = {f"{name}{half}": F.expr(f"sum({sql})") for name in (_HIGH, _LOW) for half, sql in _halves(name).items()}
-    sums |= {f"{_CHECK}{i}": F.expr(f"sum(IF({_CHECK}{i}, 1L, 0L))") for i in range(len(checks))}
-    grouped = read.groupBy(SPLIT, F.expr(f"{_LOW} & 15")).agg(
-        F.count(F.lit(1)).alias(_COUNT), *(total.alias(name) for name, total in sums.items())
-    )
-    total = Census(bad=(0,) * len(checks))
-    for row in grouped.collect():
-        high, low = ((row[f"{name}_upper"] << 32) + row[f"{name}_lower"] for name in (_HIGH, _LOW))
-        mine = Counted(row[_COUNT], combine_multiset(high, low))
-        bad = tuple(row[f"{_CHECK}{i}"] for i in range(len(checks)))
-        total += Census({} if row[SPLIT] is None else {row[SPLIT]: mine}, bad)
-    return total
-
-
-def _halves(name: str) -> dict[str, str]:
-    return {"_upper": f"shiftright({name}, 32)", "_lower": f"{name} & 4294967295L"}
-
-
 def repeated(frame: DataFrame, identity: pa.Schema) -> list[str]:
     """What is wrong with a key that several rows share. Shuffles all keys: for tables that are refused anyway."""
     keys = frame.groupBy(*(F.expr(column(name)) for name in identity.names)).agg(F.count(F.lit(1)).alias(_COUNT))

@@ -2,10 +2,11 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -32,11 +33,13 @@ class Base:
         manifest: of the dataset.
         transforms: its fitted transforms.
         spec: the settings that it was built with.
+        record: of a build that made it.
     """
 
     manifest: Manifest
     transforms: FittedTransforms
     spec: DatasetSpec
+    record: Mapping[str, Any]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -81,7 +84,8 @@ def open_base(store: Store, reference: str, digest: str) -> Base:
         transforms = FittedTransforms.from_json(manifest.transforms, lambda name: store.get(blob_path(name)))
     except NotFoundError as error:
         raise DamagedError(f"a vocabulary of dataset.base {reference} is missing ({error}); {FRESH}") from error
-    return Base(manifest, transforms, _spec(store, parse_reference(reference, store.uri).name, digest))
+    record = _record(store, parse_reference(reference, store.uri).name, digest)
+    return Base(manifest, transforms, _parsed(record["config"]), record)
 
 
 def problems(base: Base, spec: DatasetSpec, planned: Plan) -> list[str]:
@@ -148,12 +152,12 @@ def _columns(base: Base, spec: DatasetSpec, planned: Plan) -> Iterator[str]:
         yield f"column {name!r} is {kinds[0]} in the base, and would be {kinds[1]}: its type has changed; {FRESH}"
 
 
-def _spec(store: Store, name: str | None, digest: str) -> DatasetSpec:
-    """The settings of a build that made the dataset, from its record."""
+def _record(store: Store, name: str | None, digest: str) -> Mapping[str, Any]:
+    """What a build that made the dataset wrote of itself."""
     for build in _builds(store, name, digest):
         record = read_record(store, build)
         if record.get("digest") == digest and "config" in record:
-            return _parsed(record["config"])
+            return record
     raise NotFoundError(f"dataset.base: no record says how dataset {digest} was built; {FRESH}")
 
 

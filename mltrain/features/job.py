@@ -21,19 +21,22 @@ from mltrain.data.manifest import Manifest, ShardEntry, assemble
 from mltrain.data.publish import Build
 from mltrain.data.schema import FINGERPRINT
 from mltrain.data.shard import blob_path
-from mltrain.errors import BuildError, RequestError, TableError
+from mltrain.errors import BuildError, DamagedError, RequestError, TableError
 from mltrain.features import census, growth, inherit, provenance, splits, statistics
 from mltrain.features.census import SPLIT, Census
+from mltrain.features.compare import Ranges
 from mltrain.features.derived import HASH_BITS, Derived, below, constant
 from mltrain.features.engine import arrow_batches, engine_errors, few_scan_tasks, session
+from mltrain.features.files import list_files
 from mltrain.features.fingerprint import fingerprint
 from mltrain.features.fit import dataset_schema, fit
-from mltrain.features.growth import Growth
-from mltrain.features.parquet import UnreadableError, files_of, unreadable
+from mltrain.features.inherit import Base
+from mltrain.features.parquet import UnreadableError, unreadable
 from mltrain.features.plan import NUMBER, Plan, plan
 from mltrain.features.problems import refuse
 from mltrain.features.rows import Rows
 from mltrain.features.scatter import Encoder, Places, scatter
+from mltrain.features.since import Since, since
 from mltrain.features.statistics import Statistics
 from mltrain.features.table import Source, open_table
 from mltrain.storage import Store, open_store
@@ -161,7 +164,7 @@ class _Build:
         self.progress(f"reading {subject} and fitting {len(planned.features)} features")
         table, names = self._rows(source, planned)
         sample = _sample(source, planned, len(planned.wanted().samples))
-        found, table = self._statistics(source, table, planned, names.index("train"), sample)
+        found, table, files = self._statistics(source, table, planned, names.index("train"), sample)
         counted = found.census
         rows = _rows_per_split(names, counted)
         empty = _empty_splits(names, rows, counted)
@@ -185,7 +188,7 @@ class _Build:
         return _Made(
             manifest,
             {**vocabularies, **manifest_blobs},
-            {"rows": dict(rows), "statistics": _summary(found), "scan_reason": table.scan_reason},
+            {"rows": dict(rows), "statistics": _summary(found), "scan_reason": table.scan_reason, "files": files},
         )
 
     def _grown(self, source: Source, planned: Plan, digest: str) -> _Made:
@@ -193,47 +196,64 @@ class _Build:
         base = inherit.open_base(self.store, spec.base or digest, digest)
         refuse(f"{subject} cannot grow dataset {digest[:16]}…", inherit.problems(base, spec, planned))
         self.progress(f"reading {subject} and comparing it with dataset {digest[:16]}…")
-        table, names = self._rows(source, planned, base.splits)
-        frame = table.frame
-        counted = census.take(frame, planned.identity, planned.checks)
-        rows = _rows_per_split(names, counted)
-        empty = _empty_splits(names, rows, counted)
-        refuse(subject, [*counted.problems(planned.checks), *_why_empty(frame, planned, empty)])
-        frame = _fingerprinted(table, planned, base.transforms).frame
-        ranges = growth.Ranges.of(self.store, base.manifest)
-        found = growth.differences(frame, ranges, planned.identity).persist()
+        lost = growth.lost(self.store, base.manifest, read=False)
         try:
-            change = growth.summary(found, base.manifest)
-            places = change.places(base.manifest, spec.rows_per_shard)
-            encoder = Encoder(
-                self.store, places, base.transforms, base.manifest.schema, tuple(planned.identity.names), True
-            )
-            entries, complaints = self._encode(frame, found, change, base.manifest, encoder)
-        finally:
-            found.unpersist()
-        refuse(subject, complaints)
+            with engine_errors():
+                return self._grown_without(lost, source, planned, base)
+        except DamagedError:
+            if not (found := growth.lost(self.store, base.manifest, read=True)) or found == lost:
+                raise
+            return self._grown_without(found, source, planned, base)
+
+    def _grown_without(self, lost: Mapping[int, str], source: Source, planned: Plan, base: Base) -> _Made:
+        """Grows from a base of which some shards are lost: their rows count as new."""
+        for path in lost.values():
+            log.warning("%s is missing or damaged: its rows are encoded again", path)
+        table, names = self._rows(source, planned, base.splits)
+        table = _fingerprinted(table, planned, base.transforms)
+        ranges = Ranges.of(self.store, base.manifest, planned.identity, frozenset(lost))
+        deadline_s = self.file.storage.deadline_s
+        with since(source, planned, table, base, ranges, deadline_s=deadline_s) as one:
+            change, counted = one.growth, one.growth.census
+            rows = _rows_per_split(names, counted)
+            empty = _empty_splits(names, rows, counted)
+            why = [*counted.problems(planned.checks), *change.problems, *_why_empty(table.frame, planned, empty)]
+            refuse(source.described, why)
+            places = change.places(base.manifest, self.file.dataset.rows_per_shard)
+            key = tuple(planned.identity.names)
+            encoder = Encoder(self.store, places, base.transforms, base.manifest.schema, key, True)
+            entries, complaints = self._encode(one, base.manifest, planned, encoder, lost)
+        refuse(source.described, complaints)
         _verify(names, counted, entries)
         manifest, blobs = base.manifest, dict[str, pa.Buffer]()
         if not change.nothing:
             buckets = change.buckets(base.manifest, places)
             manifest, blobs = assemble(manifest.schema, manifest.transforms, names, entries, buckets=buckets)
-        changes = {"added": sum(change.added), "changed": change.changed, "removed": change.gone}
-        details = {"rows": dict(rows), "changes": changes}
-        return _Made(manifest, blobs, details, changes, growth.advice(manifest, spec.rows_per_shard))
+        details = {
+            "rows": dict(rows),
+            "changes": change.summary(),
+            "lost": list(lost.values()),
+            "compared": one.compared,
+            "scan_reason": "; ".join(one.reasons) or None,
+            "files": one.files,
+        }
+        advice = growth.advice(manifest, self.file.dataset.rows_per_shard)
+        return _Made(manifest, blobs, details, change.summary(), advice)
 
     def _encode(
-        self, frame: DataFrame, found: DataFrame, change: Growth, base: Manifest, encoder: Encoder
+        self, one: Since, base: Manifest, planned: Plan, encoder: Encoder, lost: Mapping[int, str]
     ) -> tuple[list[ShardEntry], list[str]]:
         """Entries of all shards of the grown dataset."""
-        kept = list(growth.untouched(self.store, base, change))
-        if change.nothing:
+        kept = list(growth.untouched(self.store, base, one.growth, lost))
+        if one.growth.nothing:
             self.progress("no row has changed")
             return kept, []
+        rows = one.growth.summary()
         self.progress(
-            f"writing {sum(change.added):,} added and {change.changed:,} changed rows, taking out {change.gone:,}; "
+            f"writing {rows['added']:,} added and {rows['changed']:,} changed rows, taking out {rows['removed']:,}; "
             f"{len(kept)} of {len(base.index)} shards stay as they are"
         )
-        made, complaints = growth.grow(frame, found, change, base, encoder)
+        made, complaints = growth.grow(one.rows, planned.identity, one.found, one.growth, base, encoder)
         return [*kept, *made], complaints
 
     def _rows(
@@ -248,22 +268,26 @@ class _Build:
 
     def _statistics(
         self, source: Source, table: Rows, planned: Plan, train: int, sample: Derived
-    ) -> tuple[Statistics, Rows]:
-        """What is known of the table, and its rows as they can be read best: from its files, or by Spark's scan."""
+    ) -> tuple[Statistics, Rows, str | None]:
+        """What is known of the table, its rows as they can be read best, from its files or by Spark's scan, and which
+        files they are.
+        """
+        digest = None
         compute = partial(statistics.compute, wanted=planned.wanted(), train=train, sample=sample)
         try:
             if not planned.keyed:
                 raise UnreadableError("equal rows are numbered")
-            files = files_of(source.frame, planned.schema, planned.used(), deadline_s=self.file.storage.deadline_s)
-            by_files = table.with_files(files)
-            return compute(by_files), by_files
+            listing = list_files(source.frame, planned.schema, deadline_s=self.file.storage.deadline_s)
+            digest = listing.digest
+            by_files = table.with_files(listing.read_by_tasks(self.spark, planned.used()))
+            return compute(by_files), by_files, digest
         except UnreadableError as error:
             reason: str | None = str(error)
         except PySparkException as error:
             if (reason := unreadable(error)) is None:
                 raise
         log.info("Spark's scan reads the table, which is slower: %s", reason)
-        return compute(table), replace(table, scan_reason=reason)
+        return compute(table), replace(table, scan_reason=reason), digest
 
     def _report(
         self,

@@ -39,6 +39,16 @@ def wrap(batches: Batches, place: str) -> Batches:
         yield _sorted(held, place)
 
 
+def note(place: str, number: int, content: str) -> pa.RecordBatch:
+    """A word to the driver that travels as a parcel does, and is none."""
+    return pa.record_batch({place: pa.array([number], pa.int32()), _ROWS: pa.array([content.encode()])})
+
+
+def notes(batch: pa.RecordBatch | pa.Table) -> list[str]:
+    """What a batch of :func:`note` says."""
+    return [content.decode() for content in batch.column(_ROWS).to_pylist()]
+
+
 def unwrap(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """The rows again, of a batch of parcels; a batch of rows is itself."""
     if _ROWS not in batch.schema.names:

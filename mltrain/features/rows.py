@@ -3,12 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from mltrain.features import parcels
 from mltrain.features.derived import Derived, append
-from mltrain.features.parquet import Files, UnreadableError
+from mltrain.features.parquet import Files, UnreadableError, together
 from mltrain.features.sql import Batches, column, map_in_arrow
+
+ROW = "__mltrain_row"
+"""Where tasks read a row, for :meth:`Rows.map_chosen`: the task's number above the row's among its rows, a long. It is
+0 where Spark reads. A task may want it like a column of the table."""
+ROW_BITS = 40
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,48 @@ class Rows:
             schema: what it answers.
         """
         if self.files is None or any(value.arrow is None for value in values.values()):
-            read = [F.expr(column(name)) for name in columns]
-            made = [F.expr(value.sql).alias(name) for name, value in values.items()]
-            return map_in_arrow(self.frame.select(*read, *made), task, schema)
-        known = {**self.derived, **values}
-        stored, made_here = _needed((*columns, *values), known)
-        run = _reader(self.files, stored, made_here, (*columns, *values), task)
-        tasks = len(self.files.tasks)
+            read = [F.lit(0).cast("long").alias(ROW) if name == ROW else F.expr(column(name)) for name in columns]
+            read += [F.expr(value.sql).alias(name) for name, value in values.items()]
+            return map_in_arrow(self.frame.select(*read), task, schema)
+        files, wanted = self.files, (*columns, *values)
+        stored, made = _needed(wanted, {**self.derived, **values})
+
+        def run(numbers: Batches) -> Batches:
+            return task(append(rows, made).select(list(wanted)) for rows in _every(files, numbers, stored))
+
+        tasks = len(files.tasks)
         return self.frame.sparkSession.range(0, tasks, 1, max(1, tasks)).mapInArrow(run, schema)
+
+    def map_chosen(
+        self,
+        chosen: DataFrame,
+        number: str,
+        known: Sequence[str],
+        columns: Sequence[str],
+        values: Mapping[str, Derived],
+        task: Callable[[Batches], Batches],
+        schema: str,
+    ) -> DataFrame:
+        """Runs a task over some of the rows that tasks read from files; where none is chosen nothing is read.
+
+        Args:
+            chosen: parcels of rows that have :data:`ROW`.
+            number: the column of ``chosen`` with the number of the task that read them.
+            known: columns of the chosen rows that the task wants, too.
+            columns: as for :meth:`map`.
+            values: likewise.
+            task: likewise.
+            schema: likewise.
+        """
+        files, wanted = self.files, (*columns, *values)
+        assert files is not None, "Spark knows no rows by their numbers"
+        stored, made = _needed(wanted, {**self.derived, **values})
+
+        def run(given: Batches) -> Batches:
+            rows = together(_chosen(files, given, stored, known), files.rows_per_batch)
+            return task(append(batch, made).select([*wanted, *known]) for batch in rows)
+
+        return chosen.repartitionById(max(1, len(files.tasks)), F.col(number)).mapInArrow(run, schema)
 
 
 def _needed(wanted: Sequence[str], known: Mapping[str, Derived]) -> tuple[tuple[str, ...], dict[str, Derived]]:
@@ -87,19 +129,33 @@ def _needed(wanted: Sequence[str], known: Mapping[str, Derived]) -> tuple[tuple[
     return tuple(stored), made
 
 
-def _reader(
-    files: Files,
-    stored: Sequence[str],
-    made: Mapping[str, Derived],
-    wanted: Sequence[str],
-    task: Callable[[Batches], Batches],
-) -> Callable[[Batches], Batches]:
-    def run(numbers: Batches) -> Batches:
-        return task(
-            append(rows, made).select(list(wanted))
-            for batch in numbers
-            for number in batch.column(0).to_pylist()
-            for rows in files.read(number, stored)
-        )
+def _every(files: Files, numbers: Batches, columns: Sequence[str]) -> Batches:
+    """The rows of some tasks."""
+    stored = [name for name in columns if name != ROW]
+    for number in (number for batch in numbers for number in batch.column(0).to_pylist()):
+        at = number << ROW_BITS
+        for rows in files.read(number, stored):
+            yield rows.append_column(ROW, pa.array(np.arange(at, at + rows.num_rows))) if ROW in columns else rows
+            at += rows.num_rows
 
-    return run
+
+def _chosen(files: Files, given: Batches, columns: Sequence[str], known: Sequence[str]) -> Batches:
+    """The rows that were chosen, read again: they come in the order that they had."""
+    received = [rows for batch in given for rows in parcels.unwrap(batch)]
+    if not received:
+        return
+    chosen = pa.Table.from_batches(received).select([ROW, *known]).sort_by(ROW).combine_chunks()
+    tasks, places = np.divmod(chosen[ROW].to_numpy(), 1 << ROW_BITS)
+    for task in np.unique(tasks).tolist():
+        done, end = np.searchsorted(tasks, (task, task + 1)).tolist()
+        first = 0
+        for rows in files.read(task, columns):
+            stop = done + int(np.searchsorted(places[done:end], first + rows.num_rows))
+            if stop > done:
+                taken = rows.take(pa.array(places[done:stop] - first)) if stop - done < rows.num_rows else rows
+                for name in known:
+                    taken = taken.append_column(name, chosen[name].slice(done, stop - done).combine_chunks())
+                yield taken
+            first, done = first + rows.num_rows, stop
+            if done == end:
+                break

@@ -16,17 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import (
-    ArrayType,
-    BinaryType,
-    IntegerType,
-    LongType,
-    StringType,
-    StructField,
-    StructType,
-)
 
 from mltrain.data import keys
 from mltrain.data.layout import choose_buckets
@@ -180,22 +171,16 @@ class Encoder:
         fingerprint = [FINGERPRINT] if self.schema.fingerprints else []
         return tuple(dict.fromkeys((*self.identity, *(one.name for one in self.schema.carried), *fingerprint)))
 
-    def travels_as(self, source: StructType) -> StructType:
-        """Spark's schema of :meth:`pack`'s batches, for source columns of a schema."""
-        fields = [StructField(PLACE, IntegerType()), StructField(HASH, LongType())]
-        # A row that carries nothing but a problem has no key.
-        fields += [StructField(name, source[name].dataType, nullable=True) for name in self.kept]
-        fields += [StructField(f"{_MATRIX}{dtype}", BinaryType()) for dtype in self.schema.matrices]
-        fields += [StructField(f"{_RAGGED}{one.name}", ArrayType(IntegerType())) for one in self.schema.ragged]
-        return StructType([*fields, StructField(_PROBLEM, StringType())])
-
-    def complaint(self, source: pa.Schema, problem: str) -> pa.RecordBatch:
-        """A row that carries a problem to the driver, by way of the first shard's task."""
+    def travelling(self, source: pa.Schema) -> pa.Schema:
+        """What :meth:`pack` makes of source columns of a schema."""
         kinds = {PLACE: pa.int32(), HASH: pa.int64(), **{name: source.field(name).type for name in self.kept}}
         kinds |= {f"{_MATRIX}{dtype}": pa.binary() for dtype in self.schema.matrices}
         kinds |= {f"{_RAGGED}{one.name}": pa.list_(pa.int32()) for one in self.schema.ragged}
-        row = {PLACE: 0, _PROBLEM: problem}
-        return pa.RecordBatch.from_pylist([row], pa.schema({**kinds, _PROBLEM: pa.string()}))
+        return pa.schema({**kinds, _PROBLEM: pa.string()})
+
+    def complaint(self, source: pa.Schema, problem: str) -> pa.RecordBatch:
+        """A row that carries a problem to the driver, by way of the first shard's task."""
+        return pa.RecordBatch.from_pylist([{PLACE: 0, _PROBLEM: problem}], self.travelling(source))
 
     def duplicates(self, rows: pa.Table) -> list[tuple[object, ...]]:
         """Keys that more than one of the rows have. Rows of one key are always in one bucket."""
@@ -240,11 +225,6 @@ def scatter(rows: Rows, identity: pa.Schema, encoder: Encoder) -> tuple[list[Sha
 def shard_hash(identity: pa.Schema) -> Derived:
     """What says where a row lies, from the columns that tell rows apart."""
     return row_hash(identity, domain=keys.SHARD_DOMAIN, seed=SHARD_SEED)
-
-
-def hashed(identity: pa.Schema) -> Column:
-    """The column :data:`HASH`: :func:`shard_hash`."""
-    return F.expr(shard_hash(identity).sql).alias(HASH)
 
 
 def pack(encoder: Encoder) -> Callable[[Batches], Batches]:

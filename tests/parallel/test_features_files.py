@@ -13,7 +13,7 @@ import pytest
 
 from mltrain import features
 from mltrain.data import keys
-from mltrain.features import parquet
+from mltrain.features import files as listings
 from mltrain.features.derived import (
     Derived,
     append,
@@ -25,8 +25,9 @@ from mltrain.features.derived import (
     row_hash,
     share,
 )
+from mltrain.features.files import list_files
 from mltrain.features.fingerprint import fingerprint
-from mltrain.features.parquet import Files, UnreadableError, files_of
+from mltrain.features.parquet import Files, UnreadableError
 from mltrain.features.table import open_table
 from tests.support import tables
 
@@ -71,7 +72,7 @@ def everything(start: int = 0) -> pa.Table:
 def read_both(spark: "SparkSession", table: str) -> tuple[pa.Table, pa.Table, Files]:
     """The table's columns and everything that is derived from them, by tasks and by Spark."""
     source = open_table(spark, table)
-    files = files_of(source.frame, source.schema, source.schema.names, deadline_s=10)
+    files = list_files(source.frame, source.schema, deadline_s=10).read_by_tasks(spark, source.schema.names)
     names = source.schema.names
     values = derived(source.schema)
     batches = [append(rows, values) for task in range(len(files.tasks)) for rows in files.read(task, names)]
@@ -157,14 +158,14 @@ def test_a_file_is_read_once_however_it_is_cut(
     spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr(parquet, "_SMALLEST_TASK_BYTES", 1000)
-    monkeypatch.setattr(parquet, "_FILE_COSTS_BYTES", 0)
+    monkeypatch.setattr(listings, "_SMALLEST_TASK_BYTES", 1000)
+    monkeypatch.setattr(listings, "_FILE_COSTS_BYTES", 0)
     small_groups = deltalake.WriterProperties(max_row_group_size=20)
     deltalake.write_deltalake(str(tmp_path / "table"), everything(), writer_properties=small_groups)
     spark.sql(f"CREATE TABLE cut USING delta LOCATION '{tmp_path}/table'")
     try:
         source = open_table(spark, "cut")
-        files = files_of(source.frame, source.schema, ["id"], deadline_s=10)
+        files = list_files(source.frame, source.schema, deadline_s=10).read_by_tasks(spark, ["id"])
     finally:
         spark.sql("DROP TABLE cut")
     assert len(files.tasks) > 3
@@ -189,7 +190,7 @@ def test_what_is_not_certain_is_left_to_spark(
         spark.sql(f"ALTER TABLE {table} {change}")
     source = open_table(spark, f"{tmp_path}/table")
     with pytest.raises(UnreadableError, match=reason):
-        files_of(source.frame, source.schema, source.schema.names, deadline_s=10)
+        list_files(source.frame, source.schema, deadline_s=10)
 
 
 def test_a_file_of_another_type_leaves_the_whole_table_to_spark(spark: "SparkSession", tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def files(directory: Path, table: pa.Table, schema: pa.Schema | None = None) -> 
         path = directory / f"part-{number}.parquet"
         pq.write_table(table.slice(start, 10), path)
         size = path.stat().st_size
-        parts.append([path.name, size, [], None, 0, size])
+        parts.append([path.name, size, [], None, None, 0, size])
     task = zlib.compress(json.dumps(parts).encode())
     wanted = schema or table.schema
     return Files(open_store(directory), wanted, tuple(wanted.names), (), True, 25, (task,))
