@@ -12,15 +12,12 @@ from torch import Tensor
 
 from mltrain.collectives.interface import Handle, Membership
 from mltrain.collectives.local import LocalCollectives
-from mltrain.collectives.waiting import Waiting
+from mltrain.collectives.packing import pack, unpack
+from mltrain.collectives.waiting import OPERATION_DEADLINE_S, Waiting, wait_until
 from mltrain.errors import CollectiveAborted, MissingDependencyError
 
-# An operation whose peers say nothing for this long has failed, whatever the controller thinks.
-OPERATION_DEADLINE_S = 300.0
 # A clean shutdown agrees with the peers; one that takes longer than this is aborted.
 _SHUTDOWN_S = 2.0
-# Broadcasts are packed into messages of this size.
-_BROADCAST_BYTES = 64 << 20
 
 
 class HorovodCollectives:
@@ -94,15 +91,10 @@ class HorovodCollectives:
         self._check()
         if self._alone is not None or not tensors:
             return
-        for number, pack in enumerate(_packs(tensors)):
-            flat = torch.cat([_bytes_of(tensor) for tensor in pack])
+        for number, (flat, members) in enumerate(pack(tensors)):
             self._start(functools.partial(self._hvd.broadcast_async_, flat, root, name=f"broadcast.{number}")).wait()
             if self.rank != root:
-                for tensor, part in zip(
-                    pack, torch.split(flat, [_bytes_of(tensor).numel() for tensor in pack]), strict=True
-                ):
-                    value = part.clone().view(tensor.dtype) if tensor.dtype != torch.bool else part.bool()
-                    tensor.copy_(value.reshape(tensor.shape))
+                unpack(flat, members)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         self._check()
@@ -171,19 +163,7 @@ class _HorovodHandle:
         self.result: object = None
 
     def wait(self) -> None:
-        with self._waiting:
-            self._wait()
-
-    def _wait(self) -> None:
-        began = time.monotonic()
-        pause_s = 0.00002
-        while not self._hvd.poll(self._handle):
-            if self._aborted.is_set():
-                raise CollectiveAborted("aborted while a collective was under way")
-            if time.monotonic() - began > OPERATION_DEADLINE_S:
-                raise CollectiveAborted(f"a collective took longer than {OPERATION_DEADLINE_S:.0f} s")
-            time.sleep(pause_s)
-            pause_s = min(0.001, pause_s * 1.1)
+        wait_until(lambda: bool(self._hvd.poll(self._handle)), self._aborted, self._waiting)
         try:
             self.result = self._hvd.synchronize(self._handle)
         except Exception as error:
@@ -230,22 +210,3 @@ def _environment(membership: Membership, device: str, deadline_s: float) -> dict
     if device != "cpu":
         environment["HOROVOD_GPU_OPERATIONS"] = "NCCL"
     return environment
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8)
-
-
-def _packs(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Groups tensors of one device, in order, into packs of about `_BROADCAST_BYTES`."""
-    packs: list[list[Tensor]] = []
-    room, device = 0, None
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if not packs or size > room or tensor.device != device:
-            packs.append([])
-            room, device = _BROADCAST_BYTES, tensor.device
-        packs[-1].append(tensor)
-        room -= size
-    return packs

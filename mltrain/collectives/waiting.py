@@ -1,7 +1,14 @@
-"""How long a rank waits for its peers."""
+"""How a rank waits for its peers: never without end, and never past an abort."""
 
+import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
+
+from mltrain.errors import CollectiveAborted
+
+# An operation whose peers say nothing for this long has failed, whatever the controller thinks.
+OPERATION_DEADLINE_S = 300.0
 
 
 class Waiting:
@@ -25,3 +32,21 @@ class Waiting:
         total, since = self._state
         current = 0.0 if since is None else time.monotonic() - since
         return total + current, current
+
+
+def wait_until(done: Callable[[], bool], aborted: threading.Event, waiting: Waiting) -> None:
+    """Polls until an operation is done.
+
+    Raises:
+        CollectiveAborted: ``aborted`` was set, or `OPERATION_DEADLINE_S` have passed.
+    """
+    began = time.monotonic()
+    pause_s = 0.00002
+    with waiting:
+        while not done():
+            if aborted.is_set():
+                raise CollectiveAborted("aborted while a collective was under way")
+            if time.monotonic() - began > OPERATION_DEADLINE_S:
+                raise CollectiveAborted(f"a collective took longer than {OPERATION_DEADLINE_S:.0f} s")
+            time.sleep(pause_s)
+            pause_s = min(0.001, pause_s * 1.1)
