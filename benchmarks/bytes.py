@@ -71,8 +71,11 @@ def main() -> None:
                 shutil.rmtree(folder / "caches")
 
             for nodes in counts:
-                row(f"{nodes} nodes", functools.partial(read, spread, changes=[(0, nodes)]))
-            for step in (EPOCH // 2, EPOCH // 2 + 1):
+                row(
+                    f"{nodes} {'node' if nodes == 1 else 'nodes'}",
+                    functools.partial(read, spread, changes=[(0, nodes)]),
+                )
+            for step in (EPOCH // 2, EPOCH // 2 + 1) if counts[-1] > 1 else ():
                 changes = [(0, counts[-1]), (step, counts[-1] - 1)]
                 title = f"{counts[-1]} nodes, {counts[-1] - 1} from step {step} on"
                 row(title, functools.partial(read, spread, changes=changes))

@@ -8,13 +8,15 @@ The roofline uses as many threads as torch gives it, the loader one and the one 
 that others use too, read the rows by CPU time (M rows per CPU second of all threads), with ``--torch-threads 1``:
 waiting threads of torch spin.
 
-A table larger than memory: ``--rows 40000000`` (6.4 GB of shards) in a memory cgroup of 3 GiB. The other side's table
-has at most 4 M rows.
+A table larger than memory: ``--rows 40000000`` (6.4 GB of shards) in a memory cgroup of 3 GiB. The other side is then
+what the disk gives alone: each shard read from start to end, past the page cache.
 
     python -m benchmarks.loader [--rows 4000000] [--batch 8192] [--rounds 5] [--torch-threads N]
 """
 
 import argparse
+import mmap
+import os
 import statistics
 import tempfile
 import time
@@ -30,6 +32,7 @@ from mltrain.storage import open_store
 
 FLOATS, INTS, ROWS_PER_SHARD = 13, 26, 131072
 MOST_IN_MEMORY = 4_000_000
+_READ_BYTES = 8 << 20
 
 
 def workload(root: Path, rows: int) -> Dataset:
@@ -93,11 +96,6 @@ def epoch(loader: Loader) -> Callable[[], None]:
     return run
 
 
-def in_memory(rows: int) -> int:
-    """Rows of the other side, whose table lies in memory as a whole."""
-    return min(rows, MOST_IN_MEMORY)
-
-
 def checks(dataset: Dataset) -> float:
     """CPU seconds of hashing every shard, which each process does once."""
     files = [Path(dataset.store.join(blob_path(entry.blob))) for entry in dataset.manifest.entries()]
@@ -108,6 +106,22 @@ def checks(dataset: Dataset) -> float:
             open_shard(file, dataset.schema, blob=entry.blob, size_bytes=entry.size_bytes, verify=verify)
         seconds.append(time.process_time() - started)
     return min(seconds[::2]) - min(seconds[1::2])
+
+
+def disk(dataset: Dataset) -> Callable[[], None]:
+    """Every shard from the disk, past the page cache, one after the other into one buffer."""
+    files = [dataset.store.join(blob_path(entry.blob)) for entry in dataset.manifest.entries()]
+    # Direct reads want an aligned buffer.
+    buffer = mmap.mmap(-1, _READ_BYTES)
+
+    def run() -> None:
+        for file in files:
+            opened = os.open(file, os.O_RDONLY | os.O_DIRECT)
+            while os.readv(opened, [buffer]) == _READ_BYTES:
+                pass
+            os.close(opened)
+
+    return run
 
 
 def compare(name: str, ours: Callable[[], None], theirs: Callable[[], None], rows: int, rounds: int) -> float:
@@ -125,10 +139,7 @@ def compare(name: str, ours: Callable[[], None], theirs: Callable[[], None], row
             wall[side].append(time.perf_counter() - started[0])
             cpu[side].append(time.process_time() - started[1])
     for label, times, unit in ((name, wall, "wall"), ("", cpu, "CPU")):
-        mine, other = (
-            count / statistics.median(side[1:]) / 1e6
-            for count, side in zip((rows, in_memory(rows)), times, strict=True)
-        )
+        mine, other = (rows / statistics.median(side[1:]) / 1e6 for side in times)
         print(f"{label:<30} {mine:8.1f} {other:10.1f} {mine / other:8.2f}  {unit}")
     return statistics.median(cpu[0][1:])
 
@@ -146,14 +157,17 @@ def main() -> None:
         dataset = workload(Path(folder), args.rows)
         row_bytes = 4 * (FLOATS + INTS + 1)
         print(f"{args.rows} rows of {row_bytes} bytes, batch {args.batch}; M rows/s, medians of {args.rounds}")
-        print(f"{'':<30} {'loader':>8} {'roofline':>10} {'ratio':>8}")
+        large = args.rows > MOST_IN_MEMORY
+        print(f"{'':<30} {'loader':>8} {'disk' if large else 'roofline':>10} {'ratio':>8}")
         checked_s = checks(dataset)
-        for name, shuffle, other in (
-            ("shuffled / gather in memory", True, roofline),
-            ("sequential / copy of memory", False, memory_copy),
+        for name, what, shuffle, other in (
+            ("shuffled", "gather in memory", True, roofline),
+            ("sequential", "copy of memory", False, memory_copy),
         ):
             loader = Loader(dataset, "train", global_batch_size=args.batch, shuffle=shuffle)
-            cpu_s = compare(name, epoch(loader), other(in_memory(args.rows), args.batch), args.rows, args.rounds)
+            beside = disk(dataset) if large else other(args.rows, args.batch)
+            title = f"{name} / {'disk alone' if large else what}"
+            cpu_s = compare(title, epoch(loader), beside, args.rows, args.rounds)
             print(f"  waited or helped {loader.counters.wait_s:.1f} s for {loader.counters.batches} batches")
             print(f"  checks, once per process: {checked_s / (10 * cpu_s):.3f} of the CPU time of ten warm epochs")
 

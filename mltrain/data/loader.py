@@ -2,9 +2,10 @@
 
 import collections
 import dataclasses
+import functools
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,10 +70,12 @@ class Loader:
         rank: this worker, from 0. Number ranks node by node, so that a node reads neighbouring lanes.
         world_size: number of workers.
         columns: features to read; all by default. Labels and weight always come along.
-        shuffle: False gives the canonical order, each rank a contiguous share of it.
+        shuffle: False gives the canonical order, each rank a contiguous share of each step. Every node then reads a
+            part of nearly every shard, and fetches all of it; shuffled, a node fetches about its share of the bytes.
         device: ``"cpu"`` or a CUDA device: batches are then copied through page-locked memory on a stream of their own.
         row_numbers: offer canonical row numbers as ``batch["__row__"]``.
         prefetch: batches to prepare ahead; by default 8 MiB of them, and at least 3.
+        epochs: how many will be read, if known: towards the end of each, the next one's first shards are fetched.
 
     Raises:
         RequestError: no such split or column, or an impossible size.
@@ -92,9 +95,11 @@ class Loader:
         device: Any = "cpu",
         row_numbers: bool = False,
         prefetch: int | None = None,
+        epochs: int | None = None,
     ) -> None:
         dataset.check_split(split)
-        _check_whole(1, global_batch_size=global_batch_size, **({} if prefetch is None else {"prefetch": prefetch}))
+        given = {"global_batch_size": global_batch_size, "prefetch": prefetch, "epochs": epochs}
+        _check_whole(1, **{name: value for name, value in given.items() if value is not None})
         _check_whole(None, seed=seed)
         self.dataset = dataset
         self.split = split
@@ -102,6 +107,7 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self.device = device
+        self.epochs = epochs
         self.schema = dataset.schema if columns is None else dataset.schema.subset(columns)
         self._row_numbers = row_numbers
         self._prefetch = prefetch
@@ -111,7 +117,7 @@ class Loader:
         self._shard_bytes = dataset.manifest.index.size_bytes[where]
         self._first_shard = where.start
         self._touched: set[int] = set()
-        self._order: tuple[int, EpochOrder] | None = None
+        self._orders = functools.lru_cache(maxsize=2)(self._order_of_epoch())
         self._epoch = self._step = 0
         self._batches = self._rows = 0
         self._wait_s = 0.0
@@ -268,24 +274,14 @@ class Loader:
         entry = self._entry
         return entry.window * entry.rows * entry.lanes // max(1, entry.shards * self.global_batch_size)
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self._make_order(epoch))
-        return self._order[1]
-
-    def _make_order(self, epoch: int) -> EpochOrder:
+    def _order_of_epoch(self) -> Callable[[int], EpochOrder]:
+        """What makes the order of an epoch; it does not hold the loader."""
+        sizes, size = self._sizes, self.global_batch_size
         if not self.shuffle:
-            return SequentialEpoch(self._sizes, self.global_batch_size)
-        return ShuffledEpoch(
-            self._sizes,
-            self.global_batch_size,
-            lanes=self._entry.lanes,
-            window=self._entry.window,
-            digest=self.dataset.digest,
-            split=self.split,
-            seed=self.seed,
-            epoch=epoch,
-        )
+            return lambda _: SequentialEpoch(sizes, size)
+        make = functools.partial(ShuffledEpoch, sizes, size, lanes=self._entry.lanes, window=self._entry.window)
+        make = functools.partial(make, digest=self.dataset.digest, split=self.split, seed=self.seed)
+        return lambda epoch: make(epoch=epoch)
 
 
 def _row_bytes(layout: Schema, selected: Schema) -> int:
@@ -368,7 +364,10 @@ class _Plan:
 
     def __init__(self, loader: Loader) -> None:
         self._epoch, self._first = loader.position
-        self._order = loader._epoch_order(self._epoch)
+        self._orders = loader._orders
+        self._order = self._orders(self._epoch)
+        self._goes_on = loader.epochs is not None and self._epoch + 1 < loader.epochs
+        self._last_window = len(loader) - loader._window_steps()
         self._size = loader.global_batch_size
         self._rank, self._world_size = loader.rank, loader.world_size
         self._gatherer = loader._gatherer()
@@ -415,11 +414,20 @@ class _Plan:
             group = self.ahead * self._together
             ahead = range(steps.start, min(steps.start + _PREFETCHED_GROUPS * group, self._end))
             if self._gatherer.source.prefetches:
-                self._gatherer.prefetch(self._order.upcoming(ahead, self._rank, self._world_size))
+                self._gatherer.prefetch(self._upcoming(ahead))
             self._planned = ahead[:group]
             self._shares = self._order.shares(self._planned, self._rank, self._world_size)
         first = steps.start - self._planned.start
         return self._shares[first : first + len(steps)]
+
+    def _upcoming(self, ahead: range) -> Sequence[int]:
+        """Shards to prefetch; towards the end of an epoch those that the next one, if there is one, begins with too."""
+        shards = self._order.upcoming(ahead, self._rank, self._world_size)
+        if self._goes_on and ahead.stop > self._last_window:
+            start = range(min(len(ahead), self._end))
+            following = self._orders(self._epoch + 1).upcoming(start, self._rank, self._world_size)
+            shards = list(dict.fromkeys([*shards, *following]))
+        return shards
 
 
 def _check_whole(least: int | None, **given: object) -> None:

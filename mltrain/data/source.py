@@ -1,6 +1,7 @@
 """Where shards are read from: files of a local root in place, those of a remote one through the node's cache."""
 
 import collections
+import functools
 import itertools
 import logging
 import os
@@ -10,9 +11,11 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import TypeAlias
 
 from mltrain.data.cache import NodeCache
 from mltrain.data.index import ShardIndex
+from mltrain.data.readahead import ReadAhead
 from mltrain.data.schema import Schema
 from mltrain.data.shard import Shard, blob_path, open_shard
 from mltrain.errors import DamagedError, StorageError
@@ -51,6 +54,7 @@ class ShardSource:
         self._pending: dict[int, Future[None]] = {}
         self._checked: set[int] = set()
         self._fetchers: _Fetchers | None = None
+        self._read_ahead = ReadAhead()
         self._lock = threading.Lock()
 
     @property
@@ -61,7 +65,7 @@ class ShardSource:
     @property
     def prefetches(self) -> bool:
         """Whether :meth:`prefetch` has anything to do."""
-        return self.remote or len(self._checked) < self._opener.shards
+        return self.remote or len(self._checked) < self._opener.shards or self._read_ahead.needed()
 
     def shard(self, number: int) -> Shard:
         """The shard at a position of the index.
@@ -100,10 +104,11 @@ class ShardSource:
                 del self._pending[number]
             for number in wanted:
                 if not (number in self._open or number in self._checked or number in self._pending):
-                    if self._fetchers is None:
-                        self._fetchers = _Fetchers(self._opener)
-                        weakref.finalize(self, self._fetchers.close)
-                    self._pending[number] = self._fetchers.submit(number)
+                    self._pending[number] = self._threads().submit(functools.partial(self._opener.fetch, number))
+            if self._read_ahead.needed():
+                files = [self._open[number][1] for number in wanted if number in self._open]
+                if fresh := self._read_ahead.fresh(files):
+                    self._threads().submit(functools.partial(_read_ahead, self._read_ahead, fresh))
 
     def _opened(self, number: int) -> tuple[Shard, Path]:
         """Opens a shard, once it has been fetched where that has begun."""
@@ -121,6 +126,12 @@ class ShardSource:
         if not self.remote:
             self._checked.add(number)
         return opened
+
+    def _threads(self) -> "_Fetchers":
+        if self._fetchers is None:
+            self._fetchers = _Fetchers(_CHECKERS if not self.remote else _FETCHERS)
+            weakref.finalize(self, self._fetchers.close)
+        return self._fetchers
 
     def _forget_after_fork(self) -> None:
         """A child process has none of its parent's threads."""
@@ -155,6 +166,10 @@ class _Opener:
     def describe(self, number: int) -> str:
         """The shard, for messages."""
         return f"shard {self._store.join(blob_path(self._index.blob_name(number)))}"
+
+    def fetch(self, number: int, cancelled: Callable[[], bool]) -> None:
+        """Has a shard here, and checked; raises what :meth:`open` does."""
+        self.open(number, cancelled)
 
     def open(self, number: int, cancelled: Callable[[], bool] = lambda: False) -> tuple[Shard, Path]:
         """A shard in a mapping of its own, and its file.
@@ -205,39 +220,45 @@ class _Fetchers:
     """Threads that fetch and check ahead. Daemons, not a ThreadPoolExecutor: a process may end in mid-download.
 
     Args:
-        opener: opens shards.
+        threads: how many.
     """
 
-    def __init__(self, opener: _Opener) -> None:
+    def __init__(self, threads: int) -> None:
         self.process = os.getpid()
-        self._opener = opener
-        self._queue: queue.SimpleQueue[tuple[int, Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[_Work, Future[None]] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._threads = _CHECKERS if opener.cache is None else _FETCHERS
-        for number in range(self._threads):
+        self._threads = threads
+        for number in range(threads):
             threading.Thread(target=self._run, name=f"mltrain-fetch-{number}", daemon=True).start()
 
-    def submit(self, number: int) -> "Future[None]":
-        """Queues a shard."""
+    def submit(self, work: "_Work") -> "Future[None]":
+        """Queues what is called with what says whether it is cancelled."""
         future: Future[None] = Future()
-        self._queue.put((number, future))
+        self._queue.put((work, future))
         return future
 
     def close(self) -> None:
-        """Ends the threads after the downloads that have begun."""
+        """Ends the threads after what has begun."""
         self._closed.set()
         for _ in range(self._threads):
             self._queue.put(None)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None and not self._closed.is_set():
-            number, future = item
+            work, future = item
             try:
-                self._opener.open(number, self._closed.is_set)
+                work(self._closed.is_set)
                 future.set_result(None)
             # It is raised where the shard is needed.
             except BaseException as error:
                 future.set_exception(error)
+
+
+_Work: TypeAlias = Callable[[Callable[[], bool]], None]
+
+
+def _read_ahead(kernel: ReadAhead, files: list[Path], _: Callable[[], bool]) -> None:
+    kernel.read(files)
 
 
 def is_local(store: Store) -> bool:

@@ -66,6 +66,7 @@ class Trainer:
         self._loader = self._make_loader("train", config.global_batch_size, shuffle=True)
         self.steps_per_epoch = len(self._loader)
         self.total_steps = total_steps(config.epochs, config.max_steps, self.steps_per_epoch)
+        self._loader.epochs = -(-self.total_steps // max(1, self.steps_per_epoch))
         self._split = evaluation_split(spec.config.objective.metric, self._dataset.splits)
         of = tasks(self._dataset.schema)
         check_objective(spec.config.objective.metric, self._split, metric_names(model, of), type(model).__name__)

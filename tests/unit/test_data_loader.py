@@ -1,6 +1,7 @@
 """The loader beside a plain reference, and how it starts, stops and fails."""
 
 import dataclasses
+import functools
 import gc
 import itertools
 import os
@@ -23,6 +24,7 @@ from mltrain.data.order import ShuffledEpoch
 from mltrain.data.shard import blob_path
 from mltrain.errors import DamagedError, RequestError
 from tests.support.datasets import Features, make_dataset
+from tests.support.processes import wait_until
 
 EVERYTHING = Features(numeric=3, categorical=2, vectors=1, ragged=2, weight=True, keep=True)
 BATCH = 64
@@ -252,6 +254,24 @@ def test_batches_of_a_sorted_table_have_labels_as_random_samples_have(tmp_path: 
         p_value = torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64))
         passed += bool(p_value > 0.01)
     assert passed >= 18
+
+
+def test_the_end_of_an_epoch_prefetches_the_start_of_the_next_one_if_there_is_one(tmp_path: Path) -> None:
+    make_dataset(tmp_path, rows=6400, shards=64, splits=("train",), features=Features(1, 0))
+
+    def at_hand_after_an_epoch(epochs: int | None) -> list[bool]:
+        made = Dataset.open("made", root=tmp_path)
+        loader = Loader(made, "train", global_batch_size=400, rank=0, world_size=4, epochs=epochs)
+        list(loader)
+        following = loader._orders(1).upcoming(range(1), 0, 4)
+        if epochs is not None and epochs > 1:
+            for shard in following:
+                wait_until(functools.partial(made.source.at_hand, shard), 20, f"shard {shard}")
+        return [made.source.at_hand(shard) for shard in following]
+
+    assert all(at_hand_after_an_epoch(2))
+    assert not all(at_hand_after_an_epoch(1))
+    assert not all(at_hand_after_an_epoch(None))
 
 
 def test_state_goes_on_where_it_was(dataset: Dataset) -> None:
