@@ -11,7 +11,7 @@ def create(name: str, *, device: str = "cpu") -> Collectives:
     """Returns collectives by name; the library behind them is imported only here.
 
     Args:
-        name: ``"local"`` (one rank, no library) or ``"horovod"``.
+        name: ``"local"`` (one rank, no library), ``"horovod"``, or ``"torch"`` (torch.distributed).
         device: where the tensors live: ``"cpu"`` (Gloo) or ``"cuda"`` (NCCL).
 
     Raises:
@@ -23,4 +23,8 @@ def create(name: str, *, device: str = "cpu") -> Collectives:
         from mltrain.collectives.horovod import HorovodCollectives
 
         return HorovodCollectives(device=device)
-    raise ValueError(f"collectives are called local or horovod, not {name!r}")
+    if name == "torch":
+        from mltrain.collectives.torch import TorchCollectives
+
+        return TorchCollectives(device=device)
+    raise ValueError(f"collectives are called local, horovod or torch, not {name!r}")

@@ -34,11 +34,16 @@ class Waiting:
         return total + current, current
 
 
-def wait_until(done: Callable[[], bool], aborted: threading.Event, waiting: Waiting) -> None:
+def wait_until(
+    done: Callable[[], bool],
+    aborted: threading.Event,
+    waiting: Waiting,
+    deadline_s: float = OPERATION_DEADLINE_S,
+) -> None:
     """Polls until an operation is done.
 
     Raises:
-        CollectiveAborted: ``aborted`` was set, or `OPERATION_DEADLINE_S` have passed.
+        CollectiveAborted: ``aborted`` was set, or ``deadline_s`` have passed.
     """
     began = time.monotonic()
     pause_s = 0.00002
@@ -46,7 +51,7 @@ def wait_until(done: Callable[[], bool], aborted: threading.Event, waiting: Wait
         while not done():
             if aborted.is_set():
                 raise CollectiveAborted("aborted while a collective was under way")
-            if time.monotonic() - began > OPERATION_DEADLINE_S:
-                raise CollectiveAborted(f"a collective took longer than {OPERATION_DEADLINE_S:.0f} s")
+            if time.monotonic() - began > deadline_s:
+                raise CollectiveAborted(f"the other ranks did not answer within {deadline_s:.0f} s")
             time.sleep(pause_s)
             pause_s = min(0.001, pause_s * 1.1)

@@ -108,8 +108,9 @@ class TestLocal(CollectivesContract):
         assert made.gather(torch.ones(1))[0].item() == 1.0
 
 
-class TestHorovod(CollectivesContract):
-    name = "horovod"
+class DistributedContract(CollectivesContract):
+    """What several processes add: peers are lost, and whoever waits is freed."""
+
     size = 3
 
     def test_abort_frees_a_rank_that_waits_in_a_collective(self, ranks: Ranks) -> None:
@@ -151,3 +152,11 @@ class TestHorovod(CollectivesContract):
         ranks.formed(survivors)
         assert Ranks.each(survivors, _sum, BIG) == [True, True]
         Ranks.each(survivors, _leave)
+
+
+class TestHorovod(DistributedContract):
+    name = "horovod"
+
+
+class TestTorch(DistributedContract):
+    name = "torch"
