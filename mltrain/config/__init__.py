@@ -28,7 +28,7 @@ from mltrain.config.experiment import (
     TrainConfig,
     Workers,
 )
-from mltrain.config.features import ResolvedFeature, resolve_features
+from mltrain.config.features import ResolvedFeature, resolve_each, resolve_features
 from mltrain.config.loading import checked, digest, load, load_dataset, load_experiment, parse, to_yaml
 from mltrain.config.search import Scheduler, TuneConfig
 from mltrain.config.surroundings import CacheConfig, StorageConfig
@@ -69,6 +69,7 @@ __all__ = [
     "load_dataset",
     "load_experiment",
     "parse",
+    "resolve_each",
     "resolve_features",
     "to_yaml",
 ]

@@ -5,7 +5,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from mltrain.config.strict import Column, Name, NaturalInt, PositiveFraction, PositiveInt, Seed, Strict
+from mltrain.config.strict import (
+    Column,
+    KeyedValueError,
+    Name,
+    NaturalInt,
+    PositiveFraction,
+    PositiveInt,
+    Seed,
+    Strict,
+)
 from mltrain.config.surroundings import CacheConfig, StorageConfig
 
 LabelType = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -57,7 +66,7 @@ class NumericDefaults(Strict):
     """For numeric features that do not say it themselves."""
 
     impute: Literal["median", "mean", "zero"] | FiniteFloat = "median"
-    """What stands in for a missing value."""
+    """What stands in for a missing value: a statistic of the train split, 0, or a number in the column's unit."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """How values are scaled, by statistics of the train split."""
     decimal_scale: DecimalScale | None = None
@@ -130,7 +139,8 @@ class FeatureSpec(Strict):
     drop: bool = False
     """Not a feature."""
     impute: Literal["median", "mean", "zero"] | FiniteFloat | None = None
-    """numeric: what stands in for a missing value."""
+    """numeric: what stands in for a missing value: a statistic of the train split, 0, or a number in the column's \
+unit."""
     scale: Literal["standard", "minmax", "none"] | None = None
     """numeric: how values are scaled."""
     decimal_scale: DecimalScale | None = None
@@ -239,9 +249,9 @@ class DatasetSpec(Strict):
     """The version as of this time (ISO 8601); instead of `version`."""
     key: tuple[Column, ...] = ()
     """The columns that identify a row for good; without them the whole row stands in."""
-    label: LabelSpec | None = None
+    label: LabelSpec | None = Field(default=None, description="needed, unless there are `labels`")
     """The one label; its task is named for the column."""
-    labels: dict[Name, LabelSpec] = Field(default={})
+    labels: dict[Name, LabelSpec] = Field(default={}, description="needed, unless there is a `label`")
     """Several labels by task; instead of `label`."""
     weight: Column | None = None
     """A column of row weights."""
@@ -299,7 +309,8 @@ shards are kept. A plain name is what it points at when the build starts."""
             raise ValueError(f"split by {split.method} of column {split.column!r}, which is the {seen[split.column]}")
         for pattern in self.features:
             if pattern in seen:
-                raise ValueError(f"features names column {pattern!r}, which is the {seen[pattern]}: never a feature")
+                role = "in keep" if seen[pattern] == "keep" else f"the {seen[pattern]}"
+                raise KeyedValueError(("features", pattern), f"column {pattern!r} is {role}: never a feature")
         return self
 
     @model_validator(mode="after")

@@ -67,8 +67,16 @@ def resolve_features(spec: DatasetSpec, columns: Mapping[str, pa.DataType]) -> d
         TableError: a configured column is not in the table, columns have types that their features cannot have (all
             of them are named), or nothing is left.
     """
+    _require(spec, reserved(spec), columns)
+    features, problems = resolve_each(spec, columns)
+    if problems:
+        raise TableError(f"table {spec.table}: " + "; ".join(problems))
+    return features
+
+
+def resolve_each(spec: DatasetSpec, columns: Mapping[str, pa.DataType]) -> tuple[dict[str, ResolvedFeature], list[str]]:
+    """The features that can be made of a table, in the order of its columns, and what is wrong with the others."""
     roles = reserved(spec)
-    _require(spec, roles, columns)
     features, problems = {}, []
     for name, arrow_type in columns.items():
         matching = [said for pattern, said in spec.features.items() if name not in roles and fnmatchcase(name, pattern)]
@@ -77,13 +85,9 @@ def resolve_features(spec: DatasetSpec, columns: Mapping[str, pa.DataType]) -> d
                 features[name] = _feature(spec, name, arrow_type, _merge(matching))
             except TableError as error:
                 problems.append(str(error))
-    if problems:
-        raise TableError(f"table {spec.table}: " + "; ".join(problems))
-    if not features:
-        raise TableError(
-            f"table {spec.table}: no column is a feature; dataset.features matches none of {', '.join(columns)}"
-        )
-    return features
+    if not features and not problems:
+        problems.append(f"no column is a feature; dataset.features matches none of {', '.join(columns)}")
+    return features, problems
 
 
 def _merge(matching: list[FeatureSpec]) -> dict[str, Any]:

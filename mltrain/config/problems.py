@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mltrain.config.source import Keys, Source
+from mltrain.config.strict import KeyedValueError
 from mltrain.errors import ConfigError
 
 _SHOWN = 5
@@ -27,7 +28,9 @@ def config_error(error: ValidationError, source: Source, model: type[BaseModel])
     """One error for all that is wrong."""
     found: dict[Keys, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        found.setdefault(_keys(detail["loc"], source.data), []).append(detail)
+        cause = detail.get("ctx", {}).get("error")
+        below = cause.keys if isinstance(cause, KeyedValueError) else ()
+        found.setdefault((*_keys(detail["loc"], source.data), *below), []).append(detail)
     lines = [_line(keys, details, source, model) for keys, details in found.items()]
     more = f"\n… and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return ConfigError("\n".join(lines[:_SHOWN]) + more)
@@ -109,6 +112,8 @@ def _wanted(detail: Any) -> str:
         return f"at least {context['min_length']} entry"
     if kind == "model_type":
         return _SHORT_FORMS.get(context["class_name"], "a mapping")
+    if kind in ("tuple_type", "list_type") and isinstance(detail["input"], str):
+        return f"a list: write [{detail['input']}]"
     return _WANTED.get(kind, str(detail["msg"]))
 
 

@@ -5,6 +5,18 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class KeyedValueError(ValueError):
+    """What is wrong at a key below the model that finds it, so that the message has that key's line.
+
+    Attributes:
+        keys: from the model down.
+    """
+
+    def __init__(self, keys: tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class Strict(BaseModel):
     """Root of the config models. A field is a YAML key, and the string under it is its documentation."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from mltrain.config import DatasetSpec, LabelSpec, ResolvedFeature, resolve_features
+from mltrain.config import DatasetSpec, LabelSpec, ResolvedFeature, resolve_each
 from mltrain.data import keys
 from mltrain.data.schema import arrow_type
 from mltrain.errors import TableError
@@ -116,12 +116,8 @@ def plan(spec: DatasetSpec, schema: pa.Schema, unreadable: Mapping[str, str]) ->
     problems += [f"column {name!r}: names that start with {RESERVED} are reserved; rename it" for name in reserved]
     if problems:
         return _empty(schema), problems
-    features: Mapping[str, ResolvedFeature] = {}
-    try:
-        unusable = dict.fromkeys(unreadable, pa.null())
-        features = resolve_features(spec, {**{field.name: field.type for field in schema}, **unusable})
-    except TableError as error:
-        problems.append(str(error))
+    unusable = dict.fromkeys(unreadable, pa.null())
+    features, problems = resolve_each(spec, {**{field.name: field.type for field in schema}, **unusable})
     problems += _types(spec, features, schema)
     problems += _clashes(spec, features)
     identity, complaints = _identity(spec, schema, unreadable)
@@ -169,9 +165,10 @@ def _types(spec: DatasetSpec, features: Mapping[str, ResolvedFeature], schema: p
         if problem := _feature_problem(feature, kind):
             yield f"column {name!r} has type {kind}: {problem}, or drop it (features: {{{name}: {{drop: true}}}})"
     for name in spec.keep:
-        if carried_type(schema.field(name).type) is None:
+        kind = schema.field(name).type
+        if carried_type(kind) is None or _complaint(keys.tag_of, name, kind):
             yield (
-                f"kept column {name!r} has type {schema.field(name).type}, which shards cannot hold: take it out of "
+                f"kept column {name!r} has type {kind}, which shards cannot hold: take it out of "
                 "dataset.keep, or keep its parts, or its text (to_json), as columns of the table"
             )
     for task, label in spec.all_labels.items():

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, FiniteFloat
 from pydantic.fields import FieldInfo
 
 from mltrain.config import DatasetFile, DatasetSpec, Experiment
@@ -68,12 +68,17 @@ def _choices(annotation: Any) -> str:
     """The values of a Literal, where the field is one, alone or among others."""
     options = [annotation, *get_args(annotation)]
     values = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
-    return f" ({', '.join(f'`{value}`' for value in values)})" if values else ""
+    if not values:
+        return ""
+    number = " or a number" if FiniteFloat in options else ""
+    return f" ({', '.join(f'`{value}`' for value in values)}{number})"
 
 
 def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "needed"
+    if info.description:  # where it takes words
+        return info.description
     value = info.get_default()
     if isinstance(value, BaseModel):
         return ""

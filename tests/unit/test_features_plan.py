@@ -47,6 +47,18 @@ def test_columns_with_another_role_are_no_features_and_the_rest_is_inferred() ->
     assert made.carried == ("id", "when")
 
 
+def test_what_is_wrong_with_one_column_does_not_hide_what_is_wrong_with_another() -> None:
+    schema = pa.schema([*SCHEMA, pa.field("v", pa.list_(pa.float64())), pa.field("price", pa.decimal128(9, 2))])
+    spec = dataset_file("t", "/root", features={"*": {}, "c": {"type": "numeric"}}, keep=["when"]).dataset
+    _, problems = plan(spec, schema, {})
+    assert [problem.partition(":")[0].partition(" has ")[0] for problem in problems] == [
+        "column 'c'",
+        "column 'v'",
+        "column 'price'",
+    ]
+    assert not any("table" in problem.partition(":")[0] for problem in problems)
+
+
 def test_without_a_key_every_column_and_a_number_tell_rows_apart() -> None:
     made = planned(key=[])
     assert made.identity.names == [*SCHEMA.names, NUMBER]
