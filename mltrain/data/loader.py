@@ -128,6 +128,13 @@ class Loader:
         self._row_bytes = _row_bytes(dataset.schema, self.schema)
         self.reshard(rank, world_size)
 
+    def __repr__(self) -> str:
+        epoch, step = self.position
+        return (
+            f"Loader({self.dataset!r}, {self.split!r}, rank {self.rank} of {self.world_size}, "
+            f"epoch {epoch}, step {step} of {len(self)})"
+        )
+
     def __len__(self) -> int:
         """Steps an epoch."""
         return steps(self._entry.rows, self.global_batch_size)

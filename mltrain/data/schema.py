@@ -140,12 +140,15 @@ class Schema:
         """The schema of some features, with all labels, weight, keys and kept columns.
 
         Raises:
-            RequestError: a name is not a column.
+            RequestError: a name is not a column, or one that is carried: no batch has it.
         """
         wanted = set(names)
-        unknown = sorted(wanted - {column.name for column in self.columns})
-        if unknown:
-            raise RequestError(f"the dataset has no column {unknown[0]!r}; it has {[c.name for c in self.columns]}")
+        for name in sorted(wanted - {column.name for column in self.columns if not column.carried}):
+            what = "which is no column of the dataset"
+            if name in self:
+                what = f"which is a {'key' if name in self.key else 'kept column'}: ds.read(split, [{name!r}]) gives it"
+            choices = ", ".join(column.name for column in self.features)
+            raise RequestError(f"columns names {name!r}, {what}; a batch can have the features {choices}")
         return dataclasses.replace(
             self, columns=tuple(c for c in self.columns if c.role != "feature" or c.name in wanted)
         )

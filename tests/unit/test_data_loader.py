@@ -136,6 +136,23 @@ def test_a_batch_groups_what_models_want(dataset: Dataset) -> None:
         batch["note"]
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("id", "'id', which is a key: ds.read"), ("note", "a kept column: ds.read"), ("z", "no column of the dataset")],
+)
+def test_columns_that_no_batch_has_are_refused_and_not_offered(dataset: Dataset, name: str, what: str) -> None:
+    with pytest.raises(RequestError, match=what) as caught:
+        Loader(dataset, "train", global_batch_size=BATCH, columns=["x0", name])
+    offered = str(caught.value).partition("the features ")[2].split(", ")
+    assert offered == [column.name for column in dataset.schema.features]
+
+
+def test_a_loader_is_told_in_one_line(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", global_batch_size=BATCH, rank=1, world_size=2)
+    loader.seek(3, 2)
+    assert repr(loader) == f"Loader({dataset!r}, 'train', rank 1 of 2, epoch 3, step 2 of {len(loader)})"
+
+
 def test_columns_selects_features_and_keeps_labels(dataset: Dataset) -> None:
     everything = next(iter(Loader(dataset, "train", global_batch_size=BATCH)))
     some = next(iter(Loader(dataset, "train", global_batch_size=BATCH, columns=["x0", "x2", "h1"])))
