@@ -139,9 +139,10 @@ def diff(out: Output, before: str, after: str, config: str | None, overrides: Se
     ]
     heads = ["split", "rows before", "after", "added", "removed", "changed", "shards shared", "read"]
     out.result(
-        {**dataclasses.asdict(found), "equal": found.equal},
+        {**dataclasses.asdict(found), "equal": found.equal, "matched_by": found.matched_by},
         *(f"{what}: {names}" for what, names in columns),
         table(heads, splits),
+        f"rows are matched by {found.matched_by}",
         *(["the same rows and columns"] if found.equal else []),
     )
 

@@ -51,6 +51,7 @@ class DatasetDiff:
         refitted: columns whose fitted transform or vocabulary differs, so that equal source values may be stored as
             other numbers.
         splits: by name.
+        key_before, key_after: columns of their keys. Where these are not the same, rows are matched by content.
     """
 
     before: str
@@ -60,6 +61,16 @@ class DatasetDiff:
     columns_changed: tuple[str, ...]
     refitted: tuple[str, ...]
     splits: Mapping[str, SplitDiff]
+    key_before: tuple[str, ...]
+    key_after: tuple[str, ...]
+
+    @property
+    def matched_by(self) -> str:
+        """How rows were found again."""
+        if self.key_before == self.key_after:
+            return f"key {', '.join(self.key_before)}" if self.key_before else "content: there is no key"
+        keys = (", ".join(key) or "none" for key in (self.key_before, self.key_after))
+        return f"content: the keys differ ({' and '.join(keys)}), so a changed row counts as one removed and one added"
 
     @property
     def equal(self) -> bool:
@@ -71,7 +82,8 @@ class DatasetDiff:
 def diff(before: Dataset, after: Dataset, progress: Progress = lambda line: None) -> DatasetDiff:
     """Compares two datasets. Holds 16 bytes for each row of the shards that differ.
 
-    Rows are matched by key; without a key in both, by content: a changed row then counts as one removed and one added.
+    Rows are matched by key; without one and the same key in both, by content: a changed row then counts as one removed
+    and one added.
 
     Args:
         before: the first.
@@ -92,6 +104,8 @@ def diff(before: Dataset, after: Dataset, progress: Progress = lambda line: None
         columns_changed=tuple(name for name in mine if name in theirs and mine[name] != theirs[name]),
         refitted=tuple(_refitted(before.transforms, after.transforms)),
         splits={name: _split(before, after, name, same, progress) for name in names},
+        key_before=before.schema.key,
+        key_after=after.schema.key,
     )
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from mltrain.cli.app import run
 from mltrain.data import Build, Column, Dataset, Schema, ShardEntry, assemble, keys, write_shard
 from mltrain.data.diff import diff
 from mltrain.data.shard import blob_path
@@ -74,6 +76,18 @@ def test_without_a_key_rows_are_matched_by_content_as_often_as_both_have_it(tmp_
     after = _store(tmp_path, "after", {**dict.fromkeys(range(0, 28, 4), 1.0), 28: 2.0}, WITHOUT_KEY)
     split = diff(before, after).splits["train"]
     assert (split.added, split.removed, split.changed) == (1, 3, 0)
+
+
+def test_keys_that_differ_are_said_and_rows_then_matched_by_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = dict.fromkeys(range(0, 40, 4), 1.0)
+    _store(tmp_path, "before", rows)
+    _store(tmp_path, "after", rows, WITHOUT_KEY)
+    assert run(["dataset", "diff", "before", "after", "--root", str(tmp_path)]) == 0
+    assert "rows are matched by content: the keys differ (id and none)" in capsys.readouterr().out
+    assert run(["dataset", "diff", "before", "before", "--root", str(tmp_path)]) == 0
+    assert "rows are matched by key id\n" in capsys.readouterr().out
 
 
 def test_columns_and_transforms_that_differ_are_named(tmp_path: Path) -> None:
