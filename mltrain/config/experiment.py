@@ -237,8 +237,8 @@ class TrainConfig(Strict):
     """Of the initial weights, the order of rows and everything else that is random."""
     heartbeat: Heartbeat = Heartbeat()
     """How a silent worker is noticed."""
-    collectives: Literal["horovod"] = "horovod"
-    """What reduces gradients between workers."""
+    collectives: Literal["horovod", "torch"] = "horovod"
+    """What reduces gradients between workers: Horovod, or torch.distributed."""
 
     @model_validator(mode="before")
     @classmethod

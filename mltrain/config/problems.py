@@ -15,7 +15,6 @@ _SHOWN = 5
 _KEYS_TO_COME = frozenset({("tune", "folds"), ("tune", "budget"), ("cluster", "market")})
 _VALUES_TO_COME = frozenset(
     {
-        ("train", "collectives", "torch"),
         ("tune", "search", "optuna"),
         ("tune", "scheduler", "name", "pbt"),
         ("loggers", "mlflow"),
