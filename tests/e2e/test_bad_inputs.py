@@ -136,7 +136,6 @@ _EXPERIMENT_VALUES = [
     ("train.seed=-1", "train.seed is -1; want at least 0"),
     ("train.heartbeat.interval_s=0", "want more than 0"),
     ("train.collectives=mpi", "'mpi'; want horovod"),
-    ("train.collectives=torch", "train.collectives torch is not supported by this version of mltrain; want horovod"),
     ("objective.metric=auc", "want <split>/<name>, as in validation/auc"),
     ("objective={metric: test/auc, mode: max}", "the test split must not choose anything"),
     ("objective={metric: validation/auc, mode: min}", "mode min would look for the worst auc; want max"),
