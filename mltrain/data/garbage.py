@@ -9,19 +9,22 @@ manifest.
 """
 
 import dataclasses
-import json
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from mltrain.data.manifest import Manifest
-from mltrain.data.publish import COLLECTION, read_manifest, read_pointer
+from mltrain.data.publish import COLLECTION, read_manifest, read_pointer, read_record
 from mltrain.data.shard import blob_path
+from mltrain.data.source import is_local
 from mltrain.errors import BuildError, DamagedError, NotFoundError
 from mltrain.progress import Passing, Progress
 from mltrain.storage import ObjectMeta, Store
 from mltrain.storage.lease import HeldError, Lease, fence, read_holder
+from mltrain.storage.parsing import parse_object
 
 DEFAULT_GRACE_S = 24 * 3600.0
 # Whoever writes one object for longer than this has died: others than builders may be writing now.
@@ -88,8 +91,8 @@ def collect(
     Raises:
         NotFoundError: there are no datasets.
         BuildError: a build or another collection is under way.
-        DamagedError: a manifest is damaged, or missing although a name or a run points at it, so that what it reaches
-            is not known. Nothing was removed, and the message names everything of that kind.
+        DamagedError: a lease or a manifest is damaged, or a manifest is missing although a name or a run points at it,
+            so that what it reaches is not known. Nothing was removed, and the message names everything of that kind.
     """
     if next(root.list("shards"), None) is None:
         raise NotFoundError(f"there are no datasets below {root.uri}; is it the right root?")
@@ -100,6 +103,7 @@ def collect(
         raise BuildError(f"another collection is under way: {error}; run this again when it has ended") from error
     try:
         _fence_builders(root)
+        _refuse_what_is_no_file(root)
         progress("reading manifests")
         garbage, kept, young = _mark(root, _now(root), grace_s, unnamed)
         for number, path in enumerate(garbage):
@@ -118,11 +122,27 @@ def _fence_builders(root: Store) -> None:
     """Refuses to go on beside a living builder; takes the leases of dead ones, which then cannot publish."""
     for meta in root.list("builds"):
         holder, _ = read_holder(root, meta.path)
+        if holder is None:
+            # What has no lease must be the record of a build that ended, and not a lease that is damaged.
+            read_record(root, meta.path.removeprefix("builds/").removesuffix(".json"))
         if holder is None or holder.released:
             continue
         if not holder.gone(time.time()):
             raise BuildError(f"a build is under way: {meta.path}, {holder.described}; run this again when it has ended")
         fence(root, meta.path)
+
+
+def _refuse_what_is_no_file(root: Store) -> None:
+    """Refuses to take what stands in the place of a pointer or a manifest, and is not listed as a file, for nothing."""
+    if not is_local(root):
+        return
+    top = Path(root.uri)
+    named = itertools.chain(top.glob("datasets/*.json"), top.glob("shards/*/manifest.json"), top.glob("builds/*.json"))
+    if wrong := [str(path) for path in named if not path.is_file()]:
+        raise DamagedError(
+            f"{', '.join(sorted(wrong))}: not a file, so what it should say is not known, and nothing was removed. "
+            "Put back what was there, or remove it where nobody needs it"
+        )
 
 
 def _now(root: Store) -> float:
@@ -179,10 +199,10 @@ def _ended_leases(root: Store) -> Iterator[ObjectMeta]:
     """Leases of builds that were refused, failed or died: they left no record of a dataset."""
     for meta in root.list("builds"):
         try:
-            content = json.loads(root.get(meta.path))
+            content = parse_object(root.get(meta.path))
         except (NotFoundError, ValueError):
             continue
-        if isinstance(content, dict) and set(content) == {"lease"} and content["lease"].get("released"):
+        if content.keys() == {"lease"} and content["lease"]["released"]:
             yield meta
 
 

@@ -21,6 +21,7 @@ from mltrain.errors import BuildError, DamagedError, NotFoundError
 from mltrain.progress import Progress
 from mltrain.storage import ConflictError, Store
 from mltrain.storage.lease import Lease, fence, read_holder
+from mltrain.storage.parsing import parse_object
 
 POINTER_VERSION = 1
 COLLECTION = "shards/gc.json"
@@ -211,11 +212,9 @@ def _read_sealed(root: Store, path: str) -> dict[str, Any]:
     """
     where = root.join(path)
     try:
-        content = json.loads(root.get(path))
+        content = parse_object(root.get(path))
     except ValueError as error:
-        raise DamagedError(f"{where} is not JSON: {error}; {_BUILD_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise DamagedError(f"{where} is damaged: it is no JSON object; {_BUILD_AGAIN}")
+        raise DamagedError(f"{where} is damaged: {error}; {_BUILD_AGAIN}") from error
     content.pop("lease", None)
     stated = content.pop("checksum", None)
     if content and stated != _checksum(content):

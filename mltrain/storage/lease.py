@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mltrain.errors import ConflictError, StorageError
+from mltrain.errors import ConflictError, DamagedError, StorageError
+from mltrain.storage.parsing import parse_object
 from mltrain.storage.store import Store
 
 EXPIRES_S = 60.0
@@ -56,6 +57,17 @@ class Holder:
         """For messages."""
         heard = max(0.0, time.time() - self.renewed)
         return f"process {self.pid} on {self.host} (term {self.term}, heard of {heard:.0f} s ago)"
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "term": (int,),
+    "host": (str,),
+    "boot": (str,),
+    "pid": (int,),
+    "started": (int,),
+    "renewed": (float, int),
+    "released": (bool,),
+}
 
 
 class HeldError(StorageError):
@@ -104,6 +116,7 @@ class Lease:
 
         Raises:
             HeldError: another process holds it.
+            DamagedError: as :func:`read_holder`.
         """
         found, e_tag = read_holder(store, path)
         if found is not None and not found.gone(time.time()):
@@ -186,21 +199,38 @@ class Lease:
 
 
 def read_holder(store: Store, path: str) -> tuple[Holder | None, str | None]:
-    """Who holds the lease at ``path``, and the object's tag; no holder where there is no lease there."""
+    """Who holds the lease at ``path``, and the object's tag; no holder where there is no lease there.
+
+    Raises:
+        DamagedError: what is there is no lease, so that nobody knows who holds it.
+    """
     if not store.exists(path):
         return None, None
     data, e_tag = store.get_with_tag(path)
-    return parse_holder(data), e_tag
+    return _read(store, path, data)[0], e_tag
 
 
-def parse_holder(data: bytes) -> Holder | None:
-    """The holder that an object names; None where it is something else than a lease."""
+def _read(store: Store, path: str, data: bytes) -> tuple[Holder | None, dict[str, Any]]:
+    """The holder that an object names, and all of its content; no holder where only what was recorded is left."""
     try:
-        content: Any = json.loads(data)
-    except ValueError:
-        return None
-    lease = content.get("lease") if isinstance(content, Mapping) else None
-    return Holder(**lease) if isinstance(lease, Mapping) else None
+        content = parse_object(data)
+        if not content:
+            raise ValueError("it is empty")
+        return (_holder(content["lease"]) if "lease" in content else None), content
+    except ValueError as error:
+        raise DamagedError(
+            f"lease {store.join(path)} is damaged: {error}. So nobody knows who holds it: remove it when whatever it "
+            "was taken for has ended"
+        ) from error
+
+
+def _holder(lease: object) -> Holder:
+    if not isinstance(lease, dict) or lease.keys() != _KINDS.keys():
+        raise ValueError(f"it does not say {', '.join(_KINDS)} of its holder, and these only")
+    # A bool is an int in Python, not here.
+    if wrong := [name for name, kinds in _KINDS.items() if type(lease[name]) not in kinds]:
+        raise ValueError(f"its holder has {wrong[0]} {lease[wrong[0]]!r}")
+    return Holder(**lease)
 
 
 def fence(store: Store, path: str) -> None:
@@ -208,12 +238,13 @@ def fence(store: Store, path: str) -> None:
 
     Raises:
         ConflictError: it has just been renewed, or taken by another.
+        DamagedError: as :func:`read_holder`.
     """
     data, e_tag = store.get_with_tag(path)
-    holder = parse_holder(data)
+    holder, content = _read(store, path, data)
     if holder is not None and not holder.released:
-        content = {**json.loads(data), "lease": asdict(replace(holder, term=holder.term + 1, released=True))}
-        store.put_if_match(path, _encode(content), e_tag)
+        taken = {**content, "lease": asdict(replace(holder, term=holder.term + 1, released=True))}
+        store.put_if_match(path, _encode(taken), e_tag)
 
 
 def _encode(content: Mapping[str, Any]) -> bytes:

@@ -109,6 +109,8 @@ class LocalStore(Store):
                 yield self._meta(path)
             except FileNotFoundError:
                 continue  # deleted since we looked
+            except OSError as error:
+                raise _failed(self.join(path), error) from error
 
     def delete(self, path: str) -> None:
         with self._explained_write(path):

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from mltrain.data import Build, Dataset, assemble
 from mltrain.data.garbage import blobs_of, collect
 from mltrain.data.shard import blob_path
-from mltrain.errors import BuildError, DamagedError, NotFoundError
+from mltrain.errors import BuildError, DamagedError, NotFoundError, StorageError
 from mltrain.storage import Store, open_store
 from mltrain.storage.lease import EXPIRES_S, LostError
 from tests.chaos.garbage import SCHEMA, build, store_shards
@@ -129,6 +130,43 @@ def test_nothing_is_removed_beside_a_living_builder(tmp_path: Path) -> None:
     with Build.start(store, "adult", "adult-1"), pytest.raises(BuildError, match="a build is under way"):
         collect(store, grace_s=0)
     assert len(collect(store, grace_s=0).removed) == 2
+
+
+def _is_empty(file: Path) -> None:
+    file.write_text("{}")
+
+
+def _lacks_its_lease(file: Path) -> None:
+    file.write_text(file.read_text().replace("checksum", "chequesum"))
+
+
+def _is_a_directory(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.mkdir()
+
+
+def _is_a_loop_of_links(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.symlink_to(file)
+
+
+@pytest.mark.parametrize(
+    ("path", "damage"),
+    [("builds/kept-1.json", damage) for damage in (_is_empty, _lacks_its_lease, _is_a_directory)]
+    + [("shards/gc.json", _is_empty)]
+    + [(path, what) for path in ("datasets/kept.json", "MANIFEST") for what in (_is_a_directory, _is_a_loop_of_links)],
+)
+def test_what_cannot_be_read_is_not_taken_for_nothing(
+    tmp_path: Path, path: str, damage: Callable[[Path], None]
+) -> None:
+    store = open_store(tmp_path)
+    digest = build(store, "kept", [1], "kept-1")
+    path = path.replace("MANIFEST", f"shards/{digest}/manifest.json")
+    damage(tmp_path / path)
+    before = _blobs(store)
+    with pytest.raises((DamagedError, StorageError), match=re.escape(path)):
+        collect(store, grace_s=0, unnamed=True)
+    assert _blobs(store) == before
 
 
 def test_leases_of_builds_that_came_to_nothing_go_after_their_grace(tmp_path: Path) -> None:

@@ -321,10 +321,11 @@ def test_rows_that_a_split_cannot_have_are_refused(made: Dataset, wrong: dict[st
         made.to_pandas("train", rows=-1)
 
 
-def test_a_damaged_pointer_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000], ids=["half", "list", "deep"])
+def test_a_damaged_pointer_says_so(tmp_path: Path, content: str) -> None:
     make_dataset(tmp_path, rows=100, shards=1)
-    (tmp_path / "datasets/made.json").write_text("{")
-    with pytest.raises(DamagedError, match="made.json is not JSON"):
+    (tmp_path / "datasets/made.json").write_text(content)
+    with pytest.raises(DamagedError, match="made.json is damaged"):
         Dataset.open("made", root=tmp_path)
 
 

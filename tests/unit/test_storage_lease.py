@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mltrain.errors import DamagedError
 from mltrain.storage import open_store
 from mltrain.storage.lease import EXPIRES_S, HeldError, Lease, LostError, fence, read_holder
+
+HOLDER = {"term": 1, "host": "h", "boot": "b", "pid": 1, "started": 1, "renewed": 1.0, "released": False}
 
 
 def test_a_second_holder_is_told_who_the_first_is_and_takes_over_once_it_has_released(tmp_path: Path) -> None:
@@ -56,6 +59,21 @@ def test_what_is_recorded_stands_beside_the_lease_and_stays_alone_when_it_is_rel
     assert during["digest"] == "abc" and not during["lease"]["released"]
     lease.release()
     assert json.loads(store.get("lease.json")) == {"digest": "abc"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "x", '"x"', "[]", "{}", '{"lease": null}', '{"lease": "a"}', '{"lease": {"term": 1}}', "[" * 100_000]
+    + [json.dumps({"lease": {**HOLDER, **wrong}}) for wrong in ({"term": True}, {"renewed": "now"}, {"more": 1})],
+    ids=lambda content: content[:30],
+)
+def test_a_damaged_lease_is_nobodys_to_take(tmp_path: Path, content: str) -> None:
+    store = open_store(tmp_path)
+    store.put("lease.json", content.encode())
+    for use in (read_holder, Lease.acquire, fence):
+        with pytest.raises(DamagedError, match="lease .*/lease.json is damaged: .*remove it when"):
+            use(store, "lease.json")
+    assert store.get("lease.json") == content.encode()
 
 
 def _age(path: str, seconds: float) -> None:
