@@ -1,94 +1,118 @@
-"""The rendezvous of one generation: a key-value store over HTTP, in the protocol that Horovod's Gloo speaks.
+"""The rendezvous of one generation: where its ranks tell each other which addresses to connect to, over HTTP.
 
-Horovod's own server listens with a backlog of 5 and answers a missing key at once, so n ranks poll about 10 n^2 times
-and connections are dropped: 24 s to form 16 ranks on one machine. This one takes 4096 waiting connections, holds a GET
-until its key is there (for at most `HOLD_S`, so that an aborted rank is not kept), and forgets everything with its
-generation.
+Horovod needs one request a rank: ``POST /<scope>/<rank>/<size>`` brings one part for each rank, all of one length and
+in rank order, and is answered, once all ranks have come, with what each of them brought for this one (patch 0007 of
+cluster/horovod). Beside that there are keys: PUT, and a GET that waits for its key, though for `HOLD_S` at most, so
+that an aborted rank is not kept.
 """
 
+import asyncio
+import contextlib
+import socket
 import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
 
-# How long a GET waits for its key before it answers 404 (and Horovod asks again 10 ms later).
+# How long a GET waits for its key before it answers 404, and is asked again.
 HOLD_S = 0.05
+# All ranks of a generation come at once.
+_BACKLOG = 4096
+_REQUEST_BYTES = 64 << 20
 
 
 class RendezvousServer:
-    """Serves one generation from a thread of its own until `close`.
+    """Serves one generation from a thread of its own until `close`, and forgets everything with it.
 
     Args:
         host: address to listen on, and the one that is told to the ranks.
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        self._server = _Server((host, 0), _Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="rendezvous", daemon=True)
+        listener = socket.create_server((host, 0), backlog=_BACKLOG)
+        self.address = f"{host}:{listener.getsockname()[1]}"
+        self._rounds: dict[tuple[str, int], _Round] = {}
+        self._keys: dict[str, asyncio.Future[bytes]] = {}
+        self._requests: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="rendezvous", daemon=True)
         self._thread.start()
-        self.address = f"{host}:{self._server.server_address[1]}"
 
     def close(self) -> None:
-        """Stops listening. Ranks that still ask for keys get an error. Idempotent."""
-        self._server.cancel()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Stops listening. Ranks that wait for others, or still come, get an error at once. Idempotent."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closed.set)
+            self._thread.join()
+
+    def _run(self, listener: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        async with await asyncio.start_server(self._accept, sock=listener, backlog=_BACKLOG) as server:
+            await self._closed.wait()
+            # The connections end with the tasks, which end with the loop.
+            server.close()
+            for request in self._requests:
+                request.cancel()
+            await asyncio.gather(*self._requests, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = self._loop.create_task(self._handle(reader, writer))
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A rank that died in the middle of a request is the controller's business.
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
+            try:
+                status, body = await self._answer(*await _request(reader))
+            except (ValueError, asyncio.LimitOverrunError) as error:
+                status, body = "400 Bad Request", str(error).encode()
+            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode())
+            writer.write(body)
+            await writer.drain()
+
+    async def _answer(self, method: str, path: str, body: bytes) -> tuple[str, bytes]:
+        if method == "POST":
+            scope, rank, size = path.strip("/").split("/")
+            return "200 OK", await self._exchange(scope, int(rank), int(size), body)
+        key = self._keys.setdefault(path, self._loop.create_future())
+        if method == "PUT":
+            if key.done():
+                key = self._keys[path] = self._loop.create_future()
+            key.set_result(body)
+            return "200 OK", b""
+        if method == "GET":
+            await asyncio.wait([key], timeout=HOLD_S)
+            return ("200 OK", key.result()) if key.done() else ("404 Not Found", b"")
+        if method == "DELETE":
+            return "200 OK", b""
+        raise ValueError(f"{method} is not known here")
+
+    async def _exchange(self, scope: str, rank: int, size: int, parts: bytes) -> bytes:
+        if not 0 <= rank < size or len(parts) % size:
+            raise ValueError(f"rank {rank} of {size} cannot bring {len(parts)} bytes")
+        exchange = self._rounds.setdefault((scope, size), _Round())
+        exchange.parts[rank] = parts
+        if len(exchange.parts) == size:
+            exchange.complete.set()
+        await exchange.complete.wait()
+        length = len(parts) // size
+        return b"".join(exchange.parts[peer][rank * length : (rank + 1) * length] for peer in range(size))
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 4096
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(address, handler)
-        self._values: dict[str, bytes] = {}
-        self._changed = threading.Condition()
-        self._cancelled = False
-
-    def put(self, key: str, value: bytes) -> None:
-        with self._changed:
-            self._values[key] = value
-            self._changed.notify_all()
-
-    def get(self, key: str) -> bytes | None:
-        deadline = time.monotonic() + HOLD_S
-        with self._changed:
-            while key not in self._values and not self._cancelled:
-                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    break
-            return self._values.get(key)
-
-    def cancel(self) -> None:
-        with self._changed:
-            self._cancelled = True
-            self._changed.notify_all()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A rank that died in the middle of a request is the controller's business, not this server's."""
+@dataclass
+class _Round:
+    parts: dict[int, bytes] = field(default_factory=dict)
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = 10.0
-
-    def do_GET(self) -> None:
-        value = self.server.get(self.path)
-        self._answer(404 if value is None else 200, value or b"")
-
-    def do_PUT(self) -> None:
-        self.server.put(self.path, self.rfile.read(int(self.headers["Content-Length"])))
-        self._answer(200)
-
-    def do_DELETE(self) -> None:
-        # A rank has connected to all others. Keys stay until the generation ends: a slower rank may need them.
-        self._answer(200)
-
-    def _answer(self, status: int, body: bytes = b"") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Requests are not logged: there are n^2 of them."""
+async def _request(reader: asyncio.StreamReader) -> tuple[str, str, bytes]:
+    """Method, path and body of a request."""
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = {name.lower(): value for name, _, value in (line.partition(":") for line in lines)}
+    length = int(headers.get("content-length", "0"))
+    if not 0 <= length <= _REQUEST_BYTES:
+        raise ValueError(f"a request of {length} bytes")
+    return method, path, await reader.readexactly(length)
