@@ -19,7 +19,7 @@ its seed, starting from 42), over
 | 6 TIMESTAMP | timestamp | microseconds since 1970-01-01 as long | ``unix_micros(c)`` |
 | 7 STRING | string, large_string | UTF-8 bytes | ``c`` |
 | 8 BINARY | binary, fixed_size_binary (a UUID: its 16 bytes) | bytes | ``c`` |
-| 9 LIST | list of one of 1, 2, 3, 7, 8 | length as long, then the values that are not null | ``size(c), c`` |
+| 9 LIST | list of one of 1 to 8 | length as long, then the values that are not null | ``size(c)``, each element |
 
 A key column is INTEGER, DATE, STRING or BINARY. The other tags exist for tables without a key, where the whole row
 stands in. Hashes are unsigned here and signed in Spark: the same 64 bits.
@@ -70,7 +70,7 @@ class Tag(enum.IntEnum):
 
 
 KEY_TAGS = frozenset({Tag.INTEGER, Tag.DATE, Tag.STRING, Tag.BINARY})
-_ELEMENT_TAGS = frozenset({Tag.BOOLEAN, Tag.INTEGER, Tag.FLOAT, Tag.STRING, Tag.BINARY})
+_ELEMENT_TAGS = frozenset(Tag) - {Tag.NULL, Tag.LIST}
 
 
 def tag_of(name: str, type_: pa.DataType) -> Tag:
@@ -228,11 +228,16 @@ def _value_sql(column: str, type_: pa.DataType, tag: Tag) -> list[str]:
     if tag is Tag.TIMESTAMP:
         return [f"unix_micros({column})"]
     if tag is Tag.LIST:
-        element = tag_of(column, type_.value_type)
-        canonical = {Tag.BOOLEAN: "BIGINT", Tag.INTEGER: "BIGINT", Tag.FLOAT: "DOUBLE"}.get(element)
-        values = column if canonical is None else f"CAST({column} AS ARRAY<{canonical}>)"
+        values = _elements_sql(column, type_.value_type, tag_of(column, type_.value_type))
         return [f"CAST(IF({column} IS NULL, NULL, size({column})) AS BIGINT)", values]
     return [column]
+
+
+def _elements_sql(column: str, type_: pa.DataType, tag: Tag) -> str:
+    if canonical := {Tag.BOOLEAN: "BIGINT", Tag.INTEGER: "BIGINT", Tag.FLOAT: "DOUBLE"}.get(tag):
+        return f"CAST({column} AS ARRAY<{canonical}>)"
+    (element,) = _value_sql("x", type_, tag)
+    return column if element == "x" else f"transform({column}, x -> {element})"
 
 
 def _fold(name: str, array: pa.Array, hashes: Hashes) -> Hashes:

@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark import SparkContext
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession, Window
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession
 
 from mltrain.config import DatasetFile, DatasetSpec
 from mltrain.data import keys
@@ -31,8 +30,9 @@ from mltrain.features.files import list_files
 from mltrain.features.fingerprint import fingerprint
 from mltrain.features.fit import dataset_schema, fit
 from mltrain.features.inherit import Base
+from mltrain.features.numbering import numbered
 from mltrain.features.parquet import UnreadableError, unreadable
-from mltrain.features.plan import NUMBER, Plan, plan
+from mltrain.features.plan import Plan, plan
 from mltrain.features.problems import refuse
 from mltrain.features.rows import Rows
 from mltrain.features.scatter import Encoder, Places, scatter
@@ -262,7 +262,7 @@ class _Build:
         """The table with the position of each row's split, and the names of the splits; those of a base are given."""
         frame = source.frame
         if not planned.keyed:
-            frame = _numbered(frame, source.schema)
+            frame = numbered(frame, source.schema)
         names, split = _split(frame, self.file.dataset, planned, known)
         return Rows(frame).with_derived(SPLIT, split), names
 
@@ -311,13 +311,6 @@ class _Build:
             changes=changes,
             advice=advice,
         )
-
-
-def _numbered(frame: DataFrame, schema: pa.Schema) -> DataFrame:
-    """Numbers equal rows from 0. They are interchangeable, so it does not matter which gets which number."""
-    hashes = [F.expr(keys.hash_sql(schema, domain="mltrain/number", seed=seed)) for seed in (0, 1)]
-    window = Window.partitionBy(*hashes).orderBy(hashes[0])
-    return frame.withColumn(NUMBER, F.row_number().over(window).cast("bigint") - F.lit(1))
 
 
 def _fingerprinted(table: Rows, planned: Plan, transforms: FittedTransforms) -> Rows:

@@ -8,6 +8,7 @@ same object. A task answers a row per shard; only answers of attempts that Spark
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,7 @@ class Encoder:
             for dtype, matrix in self.schema.matrices.items()
         }
         others = {one.name: rows.column(f"{_RAGGED}{one.name}").take(taken) for one in self.schema.ragged}
-        others |= {carried.name: _utc(rows.column(carried.name)).take(taken) for carried in self.schema.carried}
+        others |= {carried.name: _stored(rows.column(carried.name)).take(taken) for carried in self.schema.carried}
         if self.schema.fingerprints:
             others[FINGERPRINT] = rows.column(FINGERPRINT).take(taken)
         return write_packed(matrices, others, self.schema, identity=None if self.keyed else identity)
@@ -334,7 +335,21 @@ def _problems(answers: Sequence[Mapping[str, Any]], key: Sequence[str]) -> list[
     return problems
 
 
-def _utc(array: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Timestamps in UTC, whatever the session's zone: the instant is the same."""
+def _stored(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values as shards keep them: timestamps in UTC, whatever the session's zone, and one NaN, whatever its bits."""
     kind = array.type
-    return array.cast(pa.timestamp(kind.unit, "UTC")) if pa.types.is_timestamp(kind) and kind.tz else array
+    element = kind.value_type if pa.types.is_list(kind) else kind
+    if pa.types.is_timestamp(element) and element.tz:
+        utc = pa.timestamp(element.unit, "UTC")
+        return array.cast(pa.list_(kind.value_field.with_type(utc)) if pa.types.is_list(kind) else utc)
+    if not pa.types.is_floating(element):
+        return array
+    numbers = (pc.list_flatten(array) if pa.types.is_list(kind) else array).drop_null().to_numpy()
+    if not np.isnan(numbers).any():
+        return array
+    plain = ([_one_nan(x) for x in v] if isinstance(v, list) else _one_nan(v) for v in array.to_pylist())
+    return pa.chunked_array([pa.array(plain, kind)])
+
+
+def _one_nan(value: float | None) -> float | None:
+    return math.nan if value != value else value  # NaN alone differs from itself

@@ -44,6 +44,11 @@ def rows_of_every_type() -> pa.Table:
         "local": pa.array(moments, pa.timestamp("us")),
         "ids": pa.array([None if i % 9 == 0 else list(range(i % 4)) for i in range(ROWS)], pa.list_(pa.int32())),
         "vector": pa.array(lists, pa.list_(pa.float32())),
+        "moments": pa.array([[m, None, m][: i % 4] for i, m in enumerate(moments)], pa.list_(pa.timestamp("us"))),
+        "days": pa.array([[m.date()] * (i % 3) for i, m in enumerate(moments)]),
+        "prices": pa.array(
+            [[decimal.Decimal(i) / 10**9, None][: i % 3] for i in range(ROWS)], pa.list_(pa.decimal128(38, 9))
+        ),
         "words": pa.array([[f"w{j}" for j in range(i % 3)] for i in range(ROWS)]),
     }
     return pa.table(columns)

@@ -155,3 +155,29 @@ def test_lost_rows_and_a_killed_driver_leave_nothing_that_can_be_seen(
     assert [path.name for path in (tmp_path / "root" / "shards").iterdir()] == ["blobs"]
     with pytest.raises(NotFoundError):
         Dataset.open(tmp_path / "root" / "datasets" / "test")
+
+
+def test_without_a_key_rows_that_only_hash_alike_give_the_same_digest_in_any_order(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    ids = np.arange(240)
+    nans = np.array([0x7FF8000000000000, 0x7FF8000000000123, -0x8000000000000]).view(np.float64)
+    table = pa.table(
+        {
+            "y": ids % 2,
+            "x": np.ones(len(ids)),
+            "zero": np.where(ids % 3, 0.0, -0.0),
+            "nan": nans[ids % 5 % 3],
+            "l": pa.array([[1, None] if i % 4 else [None, 1] for i in ids], pa.list_(pa.int64())),
+            "f": pa.array([[0.0, None, nans[0]] if i % 7 else [-0.0, None, nans[1]] for i in ids]),
+        }
+    )
+    settings = {"key": [], "keep": ["zero", "nan", "l", "f"], "features": {"x": {}}}
+    found = set()
+    for name, order in {"forth": ids, "back": ids[::-1]}.items():
+        path = tables.write(tmp_path / name, table.take(pa.array(order)))
+        report = features.build(tables.dataset_file(path, tmp_path / "root", name=name, **settings), spark=spark)
+        found.add(report.digest)
+        kept = pa.concat_tables([Dataset.open(report.uri).read(split, ["zero"]) for split in report.rows])
+        assert np.signbit(kept["zero"].to_numpy()).sum() == 80, "a zero keeps its sign"
+    assert len(found) == 1

@@ -63,6 +63,9 @@ def everything(start: int = 0) -> pa.Table:
                 [None if i % 5 == 0 else [None if j == 2 else j for j in range(i % 4)] for i in ids],
                 pa.list_(pa.int64()),
             ),
+            "moments": pa.array([[day + dt.timedelta(microseconds=int(i)), None] for i in ids]),
+            "locals": pa.array([[dt.datetime(1, 1, 1, 0, 0, 0, int(i))] for i in ids], pa.list_(pa.timestamp("us"))),
+            "prices": pa.array([[Decimal(int(i)) / 10**9, None] for i in ids], pa.list_(pa.decimal128(38, 9))),
             "words": pa.array([["a", None, "ß"][: i % 4] for i in ids], pa.list_(pa.string())),
             "a.`b": ids,
         }
