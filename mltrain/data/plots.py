@@ -110,8 +110,18 @@ def _ranges(axis: "Axes", names: Sequence[str], statistics: Sequence[ColumnStati
     if np.abs([least, most]).max(initial=0) > _WIDE:
         # One wide column would make dots of all others.
         axis.set_xscale("symlog", linthresh=1)
+        low, high = axis.get_xlim()
+        axis.set_xticks(_powers(low, high))
     _names(axis, names)
     axis.set(xlabel="least, mean, greatest")
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """At most seven ticks of a symmetric logarithmic scale, linear up to 1: 0, and powers of ten either side."""
+    sides = [int(np.log10(max(1.0, side))) for side in (-low, high)]
+    step = max(1, -(-sum(sides) // 6))
+    powers = [[10.0**power for power in range(step, side + 1, step)] for side in sides]
+    return [*(-power for power in reversed(powers[0])), 0.0, *powers[1]]
 
 
 def _zeros(axis: "Axes", dataset: Dataset, ids: Sequence[str]) -> None:

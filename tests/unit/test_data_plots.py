@@ -1,3 +1,4 @@
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from matplotlib.figure import Figure
 
 from mltrain.cli.app import run
 from mltrain.data import Dataset
-from mltrain.data.plots import plot
+from mltrain.data.plots import _ranges, plot
+from mltrain.data.statistics import ColumnStatistics
 from mltrain.errors import MissingDependencyError, RequestError
+from mltrain.results import figures as results_figures
 from tests.support.datasets import SPLITS, Features, make_dataset
 from tests.unit.test_results_plots import PNG, figures
 
@@ -71,6 +74,19 @@ def test_a_regression_label_is_drawn_as_a_range_a_split(tmp_path: Path, figures:
     drawn = panels(figures)
     assert list(drawn) == ["rows per shard", "label y", "numeric features of train"]
     assert [label.get_text() for label in drawn["label y"].get_yticklabels()] == list(SPLITS)
+
+
+@pytest.mark.parametrize("ends", [(-3e9, 5e12), (0.0, 2e38), (-200.0, 0.5), (-1e6, 1e6)])
+def test_the_ticks_of_wide_ranges_do_not_overlap(ends: tuple[float, float]) -> None:
+    figure = results_figures.figure(3)
+    axis = figure.subplots(1, 3)[0]
+    low, high = ends
+    _ranges(axis, ["x"], [ColumnStatistics(2, low, high, low + high, 0)])
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+    boxes.sort(key=lambda box: box.x0)
+    assert 2 <= len(boxes) <= 7
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("a.pdf", "name it *.png"), ("file/a.png", "cannot be written")])
