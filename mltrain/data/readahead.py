@@ -1,5 +1,6 @@
 """Shards that no longer lie in memory, read from the disk again before they are needed."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -24,7 +25,7 @@ class ReadAhead:
     def __init__(self) -> None:
         self._faults = _major_faults()
         self._absent = False
-        self._asked: set[Path] = set()
+        self._asked: tuple[set[int], set[int]] = set(), set()
 
     def needed(self) -> bool:
         """Whether pages have been waited for, or files were found absent, lately."""
@@ -34,17 +35,26 @@ class ReadAhead:
         self._faults = faults
         return self._absent and _POSSIBLE
 
-    def fresh(self, files: Iterable[Path]) -> list[Path]:
-        """Those of the files that come next that were not among them the last time."""
-        coming = dict.fromkeys(files)
-        found = [file for file in coming if file not in self._asked]
-        self._asked = set(coming)
-        return found
+    def turn(self, coming: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Of the shards that come next, those that were not among them the last time, and those that are no longer.
+
+        The latter only at the second time: steps that are not gathered yet may read them.
+        """
+        now = dict.fromkeys(coming)
+        before, last = self._asked
+        self._asked = last, set(now)
+        return [shard for shard in now if shard not in last], sorted(before.difference(last, now))
 
     def read(self, files: Iterable[Path]) -> None:
         """Has those that are not in memory read; returns before they are."""
         absent = [_ask_for(file) for file in files]
         self._absent = any(absent)
+
+    def drop(self, files: Iterable[Path]) -> None:
+        """Makes room: the kernel would keep what was read often before what comes next, and has not been read yet."""
+        for file in files:
+            with contextlib.suppress(FileNotFoundError), file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _ask_for(file: Path) -> bool:

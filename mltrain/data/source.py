@@ -106,9 +106,10 @@ class ShardSource:
                 if not (number in self._open or number in self._checked or number in self._pending):
                     self._pending[number] = self._threads().submit(functools.partial(self._opener.fetch, number))
             if self._read_ahead.needed():
-                files = [self._open[number][1] for number in wanted if number in self._open]
-                if fresh := self._read_ahead.fresh(files):
-                    self._threads().submit(functools.partial(_read_ahead, self._read_ahead, fresh))
+                fresh, gone = self._read_ahead.turn(wanted)
+                left = [self._open.pop(number)[1] for number in gone if number in self._open]
+                if fresh or left:
+                    self._threads().submit(functools.partial(_turn, self._opener, self._read_ahead, fresh, left))
 
     def _opened(self, number: int) -> tuple[Shard, Path]:
         """Opens a shard, once it has been fetched where that has begun."""
@@ -257,8 +258,12 @@ class _Fetchers:
 _Work: TypeAlias = Callable[[Callable[[], bool]], None]
 
 
-def _read_ahead(kernel: ReadAhead, files: list[Path], _: Callable[[], bool]) -> None:
-    kernel.read(files)
+def _turn(
+    opener: _Opener, kernel: ReadAhead, coming: list[int], left: list[Path], cancelled: Callable[[], bool]
+) -> None:
+    """Has files that are left dropped from memory, and those that come read."""
+    kernel.drop(left)
+    kernel.read([opener.open(number, cancelled)[1] for number in coming])
 
 
 def is_local(store: Store) -> bool:

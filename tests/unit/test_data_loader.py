@@ -9,6 +9,7 @@ import pickle
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from mltrain.data import Batch, Dataset, Loader, Ragged
 from mltrain.data.order import ShuffledEpoch
+from mltrain.data.readahead import ReadAhead
 from mltrain.data.shard import blob_path
 from mltrain.errors import DamagedError, RequestError
 from tests.support.datasets import Features, make_dataset
@@ -291,6 +293,21 @@ def test_the_end_of_an_epoch_prefetches_the_start_of_the_next_one_if_there_is_on
     assert not all(at_hand_after_an_epoch(None))
 
 
+def test_a_table_that_memory_drops_gives_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are closed, dropped from memory and read again as windows pass."""
+    monkeypatch.setattr(ReadAhead, "needed", lambda self: True)
+    make_dataset(tmp_path, rows=6400, shards=64, splits=("train",), features=Features(1, 0))
+    made = Dataset.open("made", root=tmp_path)
+    split = dataclasses.replace(made.manifest.splits[0], window=2)
+    made = dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, splits=(split,)))
+    loader = Loader(made, "train", global_batch_size=50, row_numbers=True)
+    for _ in range(2):
+        numbers = [number for batch in loader for number in batch["__row__"].tolist()]  # type: ignore[union-attr]
+        assert sorted(numbers) == list(range(6400))
+    assert sum(made.source.at_hand(shard) for shard in range(64)) == 64
+    assert len(made.source._open) < 64
+
+
 def test_state_goes_on_where_it_was(dataset: Dataset) -> None:
     loader = Loader(dataset, "train", global_batch_size=BATCH, seed=5, row_numbers=True)
     expected = [batch["__row__"].tolist() for batch in loader]  # type: ignore[union-attr]
@@ -361,7 +378,7 @@ def test_an_iteration_that_another_one_ended_is_not_taken_for_an_epoch(dataset: 
     ],
 )
 def test_an_impossible_loader_is_refused(dataset: Dataset, wrong: dict[str, Any]) -> None:
-    arguments = {"split": "train", "global_batch_size": BATCH, "world_size": 2, **wrong}
+    arguments: dict[str, Any] = {"split": "train", "global_batch_size": BATCH, "world_size": 2, **wrong}
     with pytest.raises(RequestError, match=r"dev|global_batch_size=|prefetch=|seed=|rank 2 of 2|rank=|nope|device"):
         Loader(dataset, **arguments)
 
@@ -459,6 +476,27 @@ def test_a_dataset_travels_to_workers(dataset: Dataset) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_second_thread_is_refused_and_nobody_hangs(dataset: Dataset) -> None:
+    for _ in range(5):
+        taken: list[int] = []
+        loader = Loader(dataset, "train", global_batch_size=8, seed=3, row_numbers=True)
+
+        def take(iteration: Iterator[Batch], taken: list[int] = taken) -> str:
+            try:
+                for batch in iteration:
+                    taken.extend(np.asarray(batch["__row__"]).tolist())
+            except RequestError as error:
+                return str(error)
+            return ""
+
+        iteration = iter(loader)
+        with ThreadPoolExecutor(4) as pool:
+            said = set(pool.map(take, [iteration] * 4, timeout=60))
+        # Where nobody was refused, nobody was there at the same moment.
+        assert said <= {"", *(text for text in said if text.startswith("two threads take batches"))}
+        assert sorted(taken) == list(range(dataset.rows("train")))
+
+
 def test_a_device_that_is_not_here_is_refused(dataset: Dataset) -> None:
     with pytest.raises(RequestError, match="device 'cuda' is not usable here"):
         Loader(dataset, "train", global_batch_size=BATCH, device="cuda")

@@ -39,8 +39,21 @@ def test_a_file_that_is_not_in_memory_is_read_once_it_is_asked_for(tmp_path: Pat
     wait_until(all_there, 20, "nothing to ask for")
 
 
-def test_a_file_is_asked_for_when_it_comes_up_not_as_long_as_it_is_read() -> None:
-    ahead, (a, b, c) = ReadAhead(), map(Path, "abc")
-    assert ahead.fresh([a, b]) == [a, b]
-    assert ahead.fresh([b, c]) == [c]
-    assert ahead.fresh([a]) == [a]
+def test_a_shard_is_read_when_it_comes_up_and_dropped_when_no_planned_step_reads_it() -> None:
+    ahead = ReadAhead()
+    assert ahead.turn([1, 2]) == ([1, 2], [])
+    assert ahead.turn([2, 3]) == ([3], [])
+    assert ahead.turn([3, 4]) == ([4], [1])
+    assert ahead.turn([1, 4]) == ([1], [2])
+
+
+def test_a_dropped_file_is_no_longer_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "shard"
+    with file.open("wb") as opened:
+        opened.write(bytes(1 << 20))
+        opened.flush()
+        os.fsync(opened.fileno())
+    assert not missing(file)
+    ReadAhead().drop([file, tmp_path / "dropped by the cache"])
+    if not missing(file):
+        pytest.skip("this file system keeps its files in memory")
