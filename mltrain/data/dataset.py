@@ -14,7 +14,7 @@ from mltrain.data.cache import NodeCache
 from mltrain.data.manifest import Manifest, manifest_path
 from mltrain.data.order import SequentialEpoch
 from mltrain.data.publish import read_manifest, read_pointer, read_record
-from mltrain.data.schema import Schema
+from mltrain.data.schema import Schema, column_names
 from mltrain.data.shard import blob_path
 from mltrain.data.source import ShardSource
 from mltrain.data.verify import VerifyReport, verify
@@ -210,19 +210,21 @@ class Dataset:
         """
         total = self.rows(split)
         start, stop = _row(start, "start"), total if stop is None else _row(stop, "stop")
-        names = tuple(columns) if columns is not None else self._column_names()
+        names = column_names(columns) if columns is not None else self._column_names()
         unknown = [name for name in names if name not in self.schema]
         if unknown:
             raise RequestError(f"the dataset has no column {unknown[0]!r}; it has {list(self._column_names())}")
         where = self.manifest.shards(split)
         order = SequentialEpoch(self.manifest.index.rows[where], max(1, total))
+        # Without a column there would be no rows to count: the first one is read instead, and left out.
+        read = names or self._column_names()[:1]
         tables = [
-            self.source.shard(where.start + segment.shard).table(names).slice(segment.rows.start, segment.count)
+            self.source.shard(where.start + segment.shard).table(read).slice(segment.rows.start, segment.count)
             for segment in order.segments(start, min(stop, total))
             if isinstance(segment.rows, slice)
         ]
         if tables:
-            return pa.concat_tables(tables)
+            return pa.concat_tables(tables).select(range(len(names)))
         return pa.table({name: [] for name in names})
 
     def to_pandas(self, split: str, *, rows: int | None = None, columns: Iterable[str] | None = None) -> "pd.DataFrame":

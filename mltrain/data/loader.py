@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from mltrain.data.batch import Batch
 from mltrain.data.dataset import Dataset
 from mltrain.data.order import EpochOrder, Segment, SequentialEpoch, ShuffledEpoch, steps
 from mltrain.data.pipeline import Pipeline
-from mltrain.data.schema import Schema
+from mltrain.data.schema import Schema, column_names
 from mltrain.errors import RequestError
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class Loader:
         self.shuffle = shuffle
         self.device = device
         self.epochs = epochs
-        self.schema = dataset.schema if columns is None else dataset.schema.subset(columns)
+        self._columns = None if columns is None else column_names(columns)
+        self.schema = dataset.schema if self._columns is None else dataset.schema.subset(self._columns)
         self._row_numbers = row_numbers
         self._prefetch = prefetch
         self._entry = dataset.manifest.split(split)
@@ -159,6 +161,13 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process, or here, reads the same share from where this one is, by a thread of its own."""
+        given = {name: getattr(self, name) for name in ("global_batch_size", "seed", "rank", "world_size", "shuffle")}
+        given |= {"device": self.device, "epochs": self.epochs, "columns": self._columns}
+        given |= {"row_numbers": self._row_numbers, "prefetch": self._prefetch}
+        return _copied, (type(self), self.dataset, self.split, given, self.position)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -291,6 +300,14 @@ class Loader:
         return lambda epoch: make(epoch=epoch)
 
 
+def _copied(
+    kind: type[Loader], dataset: Dataset, split: str, given: Mapping[str, Any], position: tuple[int, int]
+) -> Loader:
+    loader = kind(dataset, split, **given)
+    loader.seek(*position)
+    return loader
+
+
 def _row_bytes(layout: Schema, selected: Schema) -> int:
     """Bytes of a row in the matrices that are read; lists are left out."""
     return sum(layout.matrices[dtype].width * np.dtype(dtype).itemsize for dtype in selected.matrices)
@@ -307,9 +324,22 @@ class _Iteration(Iterator[Batch]):
         self._coming: collections.deque[tuple[Batch, Part, Slot | None]] = collections.deque()
         self._held: collections.deque[Slot | None] = collections.deque()
         self._closed = self._ended = False
+        self._taking = threading.Lock()
         self._finalizer = weakref.finalize(self, self._pipeline.close)
 
     def __next__(self) -> Batch:
+        # They would also write over each other's batches: a batch stays valid for as long as two more are taken.
+        if not self._taking.acquire(blocking=False):
+            raise RequestError(
+                "two threads take batches of one iteration at once; take them in one thread, or give each a loader, "
+                "as one more rank, of its own"
+            )
+        try:
+            return self._next()
+        finally:
+            self._taking.release()
+
+    def _next(self) -> Batch:
         if self._ended:
             # Not StopIteration: the loop would take what it has seen for the whole epoch.
             raise RequestError(

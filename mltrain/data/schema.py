@@ -229,6 +229,17 @@ class Schema:
             raise DamagedError(f"not a dataset schema: {error}") from error
 
 
+def column_names(columns: Iterable[str]) -> tuple[str, ...]:
+    """Names that a caller gave.
+
+    Raises:
+        RequestError: they are one string: its letters would count as names.
+    """
+    if isinstance(columns, str):
+        raise RequestError(f"columns={columns!r}: wanted a list of names, as in [{columns!r}]")
+    return tuple(columns)
+
+
 def arrow_type(dtype: str) -> pa.DataType:
     """The Arrow type of a carried column from its name, as ``str(type)`` gives it.
 

@@ -1,18 +1,21 @@
 """Datasets, loaders and the node's cache in several processes: races, kills, a remote root."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pytest
 
-from mltrain.data import Dataset, Loader, NodeCache
+from mltrain.data import Batch, Dataset, Loader, NodeCache
 from mltrain.data.shard import blob_path
 from mltrain.errors import DamagedError, RequestError, StorageError
 from mltrain.storage import ObjectMeta, open_store
@@ -302,3 +305,43 @@ def test_an_unfinished_loop_does_not_keep_the_process_alive(dataset: Dataset) ->
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("10\n", "")
+
+
+def rows_left(loader: Loader) -> list[list[int]]:
+    """Row numbers of the batches that a loader has left."""
+    return [np.asarray(batch["__row__"]).tolist() for batch in loader]
+
+
+def test_a_loader_that_was_iterated_travels_and_goes_on_there(dataset: Dataset) -> None:
+    given: dict[str, Any] = {"rank": 1, "world_size": 2, "columns": ["x0"], "prefetch": 4, "epochs": 3}
+    loader = Loader(dataset, "train", global_batch_size=BATCH, seed=3, row_numbers=True, **given)
+    loader.seek(epoch=2)
+    iteration = iter(loader)
+    batches = [next(iteration), next(iteration)]
+    copied = pickle.loads(pickle.dumps(loader))
+    assert copied.state_dict() == loader.state_dict() and copied.schema == loader.schema
+    assert batches[1].step == 1 and (copied.rank, copied.world_size, copied.epochs) == (1, 2, 3)
+    with processes(1) as pool:
+        elsewhere = pool.submit(rows_left, loader).result()
+    assert elsewhere == rows_left(copied) == [np.asarray(batch["__row__"]).tolist() for batch in iteration]
+
+
+def test_a_second_thread_is_refused_and_nobody_hangs(dataset: Dataset) -> None:
+    for _ in range(5):
+        taken: list[int] = []
+        loader = Loader(dataset, "train", global_batch_size=8, seed=3, row_numbers=True)
+
+        def take(iteration: Iterator[Batch], taken: list[int] = taken) -> str:
+            try:
+                for batch in iteration:
+                    taken.extend(np.asarray(batch["__row__"]).tolist())
+            except RequestError as error:
+                return str(error)
+            return ""
+
+        iteration = iter(loader)
+        with ThreadPoolExecutor(4) as pool:
+            said = set(pool.map(take, [iteration] * 4, timeout=60))
+        # Where nobody was refused, nobody was there at the same moment.
+        assert said <= {"", *(text for text in said if text.startswith("two threads take batches"))}
+        assert sorted(taken) == list(range(dataset.rows("train")))

@@ -17,6 +17,7 @@ from mltrain.data import (
     Build,
     Column,
     Dataset,
+    Loader,
     Manifest,
     NodeCache,
     Schema,
@@ -137,6 +138,14 @@ def test_reading_gives_canonical_rows(made: Dataset) -> None:
         made.read("dev")
     with pytest.raises(RequestError, match="no column 'z'"):
         made.read("train", ["z"])
+
+
+def test_names_of_columns_are_a_list_and_none_of_them_leaves_the_rows(made: Dataset) -> None:
+    assert made.read("train", []).num_rows == made.rows("train") and made.read("train", [], stop=7).shape == (7, 0)
+    with pytest.raises(RequestError, match=r"columns='id': wanted a list of names, as in \['id'\]"):
+        made.read("train", "id")
+    with pytest.raises(RequestError, match="columns='id'"):
+        Loader(made, "train", global_batch_size=8, columns="id")
 
 
 def test_a_whole_dataset_verifies(made: Dataset) -> None:
