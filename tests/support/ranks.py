@@ -14,6 +14,9 @@ from mltrain import collectives
 from mltrain.collectives import Collectives, Membership, RendezvousServer
 
 _WAIT_S = 60.0
+# Importing torch and Horovod takes seconds: the ranks are forked from one process that has done so.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["horovod.torch", "mltrain.collectives.torch"])
 
 
 def _serve(name: str, pipe: Connection) -> None:
@@ -45,9 +48,8 @@ class Rank:
     """One process. Calls run one after another in its collectives' thread; ``abort`` comes from another."""
 
     def __init__(self, name: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(name, theirs), daemon=True)
+        self._pipe, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve, args=(name, theirs), daemon=True)
         self._process.start()
         theirs.close()
         self._sent = 0
