@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from mltrain.errors import RequestError
 if TYPE_CHECKING:
     from mltrain.data import Dataset
     from mltrain.features import BuildReport
+
+_DAY_S = 86400
 
 _reference = click.argument("reference", required=False, metavar="[NAME|NAME@DIGEST|DIGEST|URI]")
 _root = click.option(
@@ -225,23 +228,20 @@ def _shown(summary: dict[str, Any]) -> list[Any]:
     first = next(iter(summary["splits"]))
     stored = summary["splits"][first]["statistics"]
     columns = summary["schema"]["columns"]
+    described = ("name", "role", "kind", "dtype", "cardinality")
     lines.append(
         table(
-            ["column", "role", "kind", "dtype", "cardinality", "unseen or missing"],
-            (
-                [
-                    *(column.get(key) for key in ("name", "role", "kind", "dtype", "cardinality")),
-                    _unseen(column, stored),
-                ]
-                for column in columns
-            ),
+            ["column", *described[1:], f"unseen or missing in {first}"],
+            ([*(column.get(key) for key in described), _unseen(column, stored)] for column in columns),
         )
     )
     raw = summary["provenance"].get("statistics", {}).get("moments", {})
-    moments = ("count", "missing", "mean", "deviation", "low", "high")
-    if raw:
-        rows = [[name, *(one.get(key) for key in moments)] for name, one in raw.items()]
-        lines.append(table(["column", *moments[:4], "min", "max"], rows, "The table's values, over the training split"))
+    types = source.get("columns", {})
+    ordered = [column["name"] for column in columns if column["name"] in raw]
+    if ordered:
+        rows = [_moments(name, raw[name], types.get(name, "")) for name in ordered]
+        heads = ["column", "count", "missing", "mean", "deviation", "min", "max"]
+        lines.append(table(heads, rows, "The table's values, over the training split"))
     others = [
         [name, seen["count"], seen["mean"], seen["minimum"], seen["maximum"]]
         for name, seen in ((column["name"], stored.get(column["name"])) for column in columns if _number(column))
@@ -256,7 +256,28 @@ def _number(column: dict[str, Any]) -> bool:
     return column.get("cardinality") is None
 
 
-def _unseen(column: dict[str, Any], stored: dict[str, Any]) -> int | None:
-    """How many ids of a feature are 0."""
+def _unseen(column: dict[str, Any], stored: dict[str, Any]) -> str | None:
+    """How many ids of a feature are 0; of a feature of lists, also how many rows have none."""
     seen = stored.get(column["name"])
-    return seen["zeros"] if seen is not None and column["role"] == "feature" and not _number(column) else None
+    if seen is None or column["role"] != "feature" or _number(column):
+        return None
+    if column["kind"] != "id_list":
+        return f"{seen['zeros']:,} rows"
+    empty = "" if seen.get("empty") is None else f", {seen['empty']:,} rows without a list or an id"
+    return f"{seen['zeros']:,} of {seen['count']:,} ids{empty}"
+
+
+def _moments(name: str, found: dict[str, Any], kind: str) -> list[Any]:
+    """A row of the table's own numbers: dates and timestamps as such, and their deviation in days."""
+    deviation, values = found["deviation"], [found[key] for key in ("mean", "low", "high")]
+    if found["count"] and kind.startswith(("date", "timestamp")):
+        unit_s = 1 if kind.startswith("timestamp") else _DAY_S
+        deviation = f"{deviation * unit_s / _DAY_S:.4g} days"
+        values = [_moment(value, unit_s) for value in values]
+    return [name, found["count"], found["missing"], values[0], deviation, *values[1:]]
+
+
+def _moment(value: float, unit_s: int) -> str:
+    """A number of seconds or days since 1970 as a date; with the time, where seconds were counted."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=round(value * unit_s))
+    return moment.date().isoformat() if unit_s == _DAY_S else f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -24,6 +24,7 @@ class ColumnStatistics:
         total: sum of the elements.
         zeros: elements that are 0: for ids, unseen or missing.
         classes: rows of each class, for binary and multiclass labels; positives of each class, for multilabel ones.
+        empty: rows whose list has no element, for ragged columns of datasets that count them.
     """
 
     count: int
@@ -32,6 +33,7 @@ class ColumnStatistics:
     total: float
     zeros: int
     classes: tuple[int, ...] | None = None
+    empty: int | None = None
 
     @property
     def mean(self) -> float | None:
@@ -41,13 +43,15 @@ class ColumnStatistics:
     def to_json(self) -> list[Any]:
         """A short list: there is one per column and shard."""
         classes = None if self.classes is None else list(self.classes)
-        return [self.count, self.minimum, self.maximum, self.total, self.zeros, classes]
+        numbers = [self.count, self.minimum, self.maximum, self.total, self.zeros, classes]
+        return numbers if self.empty is None else [*numbers, self.empty]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> "ColumnStatistics":
         """The inverse of :meth:`to_json`."""
-        count, minimum, maximum, total, zeros, classes = data
-        return cls(count, minimum, maximum, total, zeros, None if classes is None else tuple(classes))
+        count, minimum, maximum, total, zeros, classes, *empty = data
+        classes = None if classes is None else tuple(classes)
+        return cls(count, minimum, maximum, total, zeros, classes, *empty)
 
 
 _SIDE_BY_SIDE = 64
@@ -71,8 +75,11 @@ def describe(
         if column.carried:
             continue
         if column.ragged:
-            values = ragged[column.name].flatten().to_numpy(zero_copy_only=False)
-            result[column.name] = _column(column, values, _summarise(values.reshape(-1, 1)), slice(0, 1))
+            lists = ragged[column.name]
+            values = lists.flatten().to_numpy(zero_copy_only=False)
+            found = _column(column, values, _summarise(values.reshape(-1, 1)), slice(0, 1))
+            empty = int(np.count_nonzero(np.diff(lists.offsets.to_numpy()) == 0))
+            result[column.name] = dataclasses.replace(found, empty=empty)
         else:
             where = schema.matrices[column.dtype].slices[column.name]
             result[column.name] = _column(column, matrices[column.dtype][:, where], summary[column.dtype], where)
@@ -84,6 +91,7 @@ def merge(parts: Sequence[ColumnStatistics]) -> ColumnStatistics:
     minima = [part.minimum for part in parts if part.minimum is not None]
     maxima = [part.maximum for part in parts if part.maximum is not None]
     counted = [part.classes for part in parts if part.classes is not None]
+    empty = [part.empty for part in parts if part.empty is not None]
     return ColumnStatistics(
         count=sum(part.count for part in parts),
         minimum=min(minima, default=None),
@@ -91,6 +99,7 @@ def merge(parts: Sequence[ColumnStatistics]) -> ColumnStatistics:
         total=math.fsum(part.total for part in parts),
         zeros=sum(part.zeros for part in parts),
         classes=tuple(map(sum, zip(*counted, strict=True))) if counted else None,
+        empty=sum(empty) if empty and len(empty) == len(parts) else None,
     )
 
 

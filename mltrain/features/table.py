@@ -40,11 +40,23 @@ class Source:
     @property
     def described(self) -> str:
         """What messages call it."""
-        return f"table {self.uri} (version {self.version})"
+        return described(self.uri, self.version)
 
     def provenance(self) -> dict[str, Any]:
         """What a build records of it."""
-        return {"uri": self.uri, "id": self.table_id, "version": self.version, "committed": self.committed}
+        columns = {field.name: str(field.type) for field in self.schema}
+        table = {"uri": self.uri, "id": self.table_id, "version": self.version, "committed": self.committed}
+        return {**table, "columns": columns | self.unreadable}
+
+
+def described(uri: str, version: int) -> str:
+    """What messages call a table at a version."""
+    return f"table {uri} (version {version})"
+
+
+def no_table(table: str) -> str:
+    """Says that there is none."""
+    return f"there is no Delta table at {table}: it has no _delta_log with a commit"
 
 
 def open_table(
@@ -82,7 +94,7 @@ def open_table(
             f"table {table} cannot be read: {_first_line(error)}. Check the address, and the credentials and endpoint "
             "in the environment"
         ) from error
-    schema, unreadable = _arrow_schema(frame.schema)
+    schema, unreadable = arrow_schema(frame.schema)
     return Source(frame, schema, unreadable, table if by_path else location, table_id, resolved, committed)
 
 
@@ -92,7 +104,7 @@ def _handle(spark: SparkSession, table: str, by_path: bool) -> DeltaTable:
             raise NotFoundError(f"the catalog has no table {table!r}; a path is written with a slash, as in ./{table}")
         return DeltaTable.forName(spark, table)
     if not DeltaTable.isDeltaTable(spark, spark_uri(table)):
-        raise NotFoundError(f"there is no Delta table at {table}: it has no _delta_log with a commit")
+        raise NotFoundError(no_table(table))
     return DeltaTable.forPath(spark, spark_uri(table))
 
 
@@ -124,7 +136,8 @@ def _micros(timestamp: datetime | str) -> int:
     return int(moment.timestamp() * 1_000_000)
 
 
-def _arrow_schema(schema: StructType) -> tuple[pa.Schema, dict[str, str]]:
+def arrow_schema(schema: StructType) -> tuple[pa.Schema, dict[str, str]]:
+    """A table's columns as Arrow sees them in a task; and those that Arrow cannot hold, with their Spark types."""
     fields: list[pa.Field] = []
     unreadable: dict[str, str] = {}
     for field in schema.fields:
