@@ -5,12 +5,10 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mltrain.data.schema import Schema
+from mltrain.data.schema import ROW_NUMBER, Schema
 
 if TYPE_CHECKING:
     import torch
-
-ROW_NUMBER = "__row__"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,8 @@ class NodeCache:
         Raises:
             DamagedError: storage twice returned something else than ``blob``, or has no such object.
             RequestError: the shard alone is larger than the budget.
-            StorageError: the disk is full, or storage failed past its deadline.
+            StorageError: the disk is full, something else has the shard's place in the cache, or storage failed past
+                its deadline.
             InterruptedError: cancelled.
         """
         if size_bytes > self.budget_bytes:
@@ -79,9 +80,10 @@ class NodeCache:
             )
         target = self._file(blob)
         while True:
-            if self._touch(target, size_bytes):
-                return target
-            with self._full_disk_explained(blob, size_bytes), self._claim(blob, cancelled) as claim:
+            with self._explained(blob, size_bytes):
+                if self._touch(target, size_bytes):
+                    return target
+            with self._explained(blob, size_bytes), self._claim(blob, cancelled) as claim:
                 if claim is None or self._touch(target, size_bytes):
                     continue
                 while not self._reserve(claim, size_bytes):
@@ -112,7 +114,7 @@ class NodeCache:
             if target.stat().st_size == size_bytes:
                 os.utime(target)
                 return True
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         target.unlink(missing_ok=True)
         return False
@@ -242,12 +244,16 @@ class NodeCache:
             part.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _full_disk_explained(self, blob: str, size_bytes: int) -> Iterator[None]:
+    def _explained(self, blob: str, size_bytes: int) -> Iterator[None]:
         try:
             yield
         except (OSError, StorageError) as error:
             if not _is_full_disk(error):
-                raise
+                if isinstance(error, StorageError | InterruptedError):
+                    raise
+                raise StorageError(
+                    f"the cache {self.path} cannot hold shard {blob}: {error}; remove what is there, or set cache.path"
+                ) from error
             free = shutil.disk_usage(self.path).free
             raise StorageError(
                 f"the disk of the cache {self.path} is full: {free} bytes free, {size_bytes} wanted for shard {blob}; "

@@ -16,6 +16,8 @@ Role = Literal["feature", "label", "weight", "key", "keep"]
 MATRIX_DTYPES = ("float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 RAGGED_KIND = "id_list"
 
+ROW_NUMBER = "__row__"
+"""What batches call canonical row numbers: no column may have this name."""
 FINGERPRINT = "__mltrain_fingerprint"
 """What rows bring along besides the schema's columns where it has fingerprints: a hash (int64) of the source row."""
 

@@ -177,7 +177,7 @@ class _Opener:
 
         Raises:
             DamagedError: it is missing or its bytes are wrong, in storage too.
-            StorageError: storage failed past its deadline, or the cache's disk is full.
+            StorageError: storage failed past its deadline, the cache's disk is full, or its file is none or refuses us.
             InterruptedError: cancelled.
         """
         try:
@@ -187,6 +187,10 @@ class _Opener:
                 raise DamagedError(f"shard {file} has {shard.rows} rows; the manifest says {self._index.rows[number]}")
         except DamagedError as error:
             raise DamagedError(f"{error}. {REPAIR}") from error
+        except InterruptedError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{self.describe(number)} cannot be read: {error}") from error
         return shard, file
 
     def _map(self, number: int, cancelled: Callable[[], bool]) -> tuple[Shard, Path]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mltrain.config import DatasetSpec, LabelSpec, ResolvedFeature, resolve_each
 from mltrain.data import keys
-from mltrain.data.schema import arrow_type
+from mltrain.data.schema import ROW_NUMBER, arrow_type
 from mltrain.errors import TableError
 from mltrain.features.census import Check
 from mltrain.features.derived import Derived, is_missing, is_negative, is_not_utf8
@@ -251,7 +251,7 @@ def _shared_vocabularies(features: Mapping[str, ResolvedFeature], schema: pa.Sch
 
 
 def _clashes(spec: DatasetSpec, features: Mapping[str, ResolvedFeature]) -> Iterator[str]:
-    taken: dict[str, str] = {}
+    taken = {ROW_NUMBER: "column of batches, the numbers of their rows"}
     names = [
         *((name, "feature") for name in features),
         *((Indicator(name).name, "feature") for name, one in features.items() if one.missing == "indicator"),
@@ -262,7 +262,9 @@ def _clashes(spec: DatasetSpec, features: Mapping[str, ResolvedFeature]) -> Iter
     ]
     for name, role in names:
         if name in taken:
-            yield f"{role} {name!r} has the name of a {taken[name]}: rename the task, or drop the feature"
+            yield (
+                f"{role} {name!r} has the name of a {taken[name]}: rename the task or the column, or drop the feature"
+            )
         taken[name] = role
 
 

@@ -1,7 +1,9 @@
 """Datasets, loaders and the node's cache in several processes: races, kills, a remote root."""
 
+import dataclasses
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -345,3 +347,39 @@ def test_a_second_thread_is_refused_and_nobody_hangs(dataset: Dataset) -> None:
         # Where nobody was refused, nobody was there at the same moment.
         assert said <= {"", *(text for text in said if text.startswith("two threads take batches"))}
         assert sorted(taken) == list(range(dataset.rows("train")))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_no_file_in_the_place_of_a_shard_is_named(
+    dataset: Dataset, tmp_path: Path, remote: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(dataset.store.uri, tmp_path / "root")
+    made = Dataset.open("made", root=tmp_path / "root")
+    for shard, (blob, _) in enumerate(blobs(made)[:2]):
+        file = tmp_path / "root" / blob_path(blob)
+        if remote:
+            cache = NodeCache(tmp_path / "cache")
+            file = tmp_path / "cache" / blob[:2] / f"{blob}.arrow"
+            made = dataclasses.replace(made, cache=cache)
+            monkeypatch.setattr("mltrain.data.source.is_local", lambda store: False)
+        file.unlink(missing_ok=True)
+        if shard:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.symlink_to(file)
+        else:
+            file.mkdir(parents=True)
+        with pytest.raises(StorageError, match=f"{blob}.*(Is a directory|symbolic links)"):
+            made.source.shard(shard)
+
+
+@pytest.mark.parametrize("place", ["", "{0}.part", "eviction.lock"])
+def test_what_is_in_the_way_of_a_cache_is_named(dataset: Dataset, tmp_path: Path, place: str) -> None:
+    blob, size_bytes = blobs(dataset)[0]
+    in_the_way = tmp_path / "cache" / place.format(f"{blob[:2]}/{blob}")
+    if place:
+        in_the_way.mkdir(parents=True)
+    else:
+        in_the_way.write_text("a file")
+    node = NodeCache(tmp_path / "cache")
+    with pytest.raises((StorageError, RequestError), match=rf"cache.*{in_the_way.name}.*set cache\.path"):
+        node.fetch(dataset.store, blob_path(blob), blob=blob, size_bytes=size_bytes)

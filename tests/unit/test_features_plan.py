@@ -134,6 +134,17 @@ def test_a_decimal_is_what_was_declared_or_refused_with_advice(dataset: dict[str
     assert message in (said := problems(**dataset)) and bool(message) == bool(said)
 
 
+@pytest.mark.parametrize("role", ["feature", "kept column"])
+def test_no_column_has_the_name_of_the_row_numbers_of_batches(role: str) -> None:
+    schema = pa.schema({**dict(zip(SCHEMA.names, SCHEMA.types, strict=True)), "__row__": pa.int64()})
+    said = problems(schema, keep=["__row__"] if role == "kept column" else [])
+    assert said == (
+        f"{role} '__row__' has the name of a column of batches, the numbers of their rows: rename the task or the "
+        "column, or drop the feature"
+    )
+    assert problems(schema, features={"*": {}, "__row__": {"drop": True}}) == ""
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
