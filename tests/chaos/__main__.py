@@ -20,6 +20,7 @@ COUNTS = {
     "cache": 40,
     "outage": 2,
     "garbage": 200,
+    "elastic": 36,
 }
 """Kinds, each a module, and how many cases of each."""
 

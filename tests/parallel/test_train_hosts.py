@@ -5,20 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
-from mltrain import train
 from mltrain.errors import StoppedError
 from mltrain.results import read_metrics
 from mltrain.storage import open_store
 from mltrain.train import pulses
 from tests.support.datasets import make_dataset
-from tests.support.drill import PACED_MODEL, Drill, drill
+from tests.support.drill import Drill, check_exact, drill, paced
 from tests.support.hosts import Host, Hosts, hosts, unavailable
 from tests.support.processes import wait_until
-from tests.support.training import ROWS, experiment, faulty, parse, weights
+from tests.support.training import ROWS
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -48,31 +46,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def mapping(root: Path, intact: Hosts, tmp_path: Path) -> dict[str, Any]:
     """An endless experiment on all hosts, a worker each."""
-    workers = {"min": 1, "max": 3, "wait_s": 60}
-    made = experiment(root, workers=workers, address=intact.address, epochs=10_000)
-    made["train"] |= {"evaluate": {"every": {"epochs": 10_000}}, "checkpoint": {"every": {"steps": 1_000_000}}}
-    return faulty(made, tmp_path, PACED_MODEL, steps=str(tmp_path), pace_s=0.03)
+    return paced(root, intact.address, tmp_path, {"min": 1, "max": 3, "wait_s": 60})
 
 
 def hosts_of(run: Drill, hosts: Hosts) -> dict[str, Host]:
     """The host of every worker so far."""
     nodes = {host.node_id: host for host in hosts}
     return {event["worker"]: nodes[event["node"]] for event in run.events("worker ready") if event["node"] in nodes}
-
-
-def check_exact(root: Path, run_id: str, mapping: dict[str, Any]) -> None:
-    """Every row once in its step, and the weights of an undisturbed run of as many steps."""
-    samples = read_metrics(open_store(root), run_id)
-    steps = samples["step"].to_pylist()
-    assert steps == list(range(1, len(steps) + 1))
-    quiet = {**mapping, "model": {**mapping["model"], "args": {}}}
-    quiet["train"] = {**mapping["train"], "workers": 0, "epochs": None, "max_steps": len(steps)}
-    train.run(parse(quiet), run_id=f"{run_id}-alone")
-    alone = read_metrics(open_store(root), f"{run_id}-alone")
-    assert samples["train/samples"].to_pylist() == alone["train/samples"].to_pylist()
-    expected = weights(root, f"{run_id}-alone", len(steps))
-    for name, value in weights(root, run_id, len(steps)).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_a_cut_host_costs_the_deadline_and_comes_back_with_another_worker(

@@ -8,23 +8,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mltrain import train
 from mltrain.errors import MltrainError
-from tests.support.training import parse
+from mltrain.results import read_metrics
+from mltrain.storage import open_store
+from tests.support.training import experiment, faulty, parse, weights
 
 # A model that takes its time for a step, more where a file says so, and leaves a file for every step that it begins.
+# The sums of a part of its gradients, of some MB, are exact.
 PACED_MODEL = """
 import os, time
 from pathlib import Path
 
 import torch
 from mltrain.models import TabularMLP
+from torch.nn import functional
 
 
 class Model(TabularMLP):
-    def __init__(self, schema, steps, pace_s, width):
-        super().__init__(schema, (width,), 0.0, None, True)
+    def __init__(self, schema, steps, pace_s, exact):
+        super().__init__(schema, (16,), 0.0, None, True)
         self.steps, self.pace_s = steps, pace_s
+        self.exact = torch.nn.Parameter(torch.zeros(exact))
 
     def forward(self, batch):
         if self.training and self.steps is not None:
@@ -32,13 +39,48 @@ class Model(TabularMLP):
             time.sleep(self.pace_s * (10 if Path(self.steps, f"slow-{os.getpid()}").exists() else 1))
         return super().forward(batch)
 
+    def loss(self, outputs, batch):
+        label = batch.labels["y"].reshape(-1).float()
+        losses = functional.binary_cross_entropy_with_logits(outputs["y"].reshape(-1), label, reduction="none")
+        if self.training and batch.global_rows & (batch.global_rows - 1) == 0:
+            # Adds nothing. Its gradient is a sum of small whole numbers over a power of two: whatever the order of
+            # summation, its bits are the same.
+            numbers = (batch["__row__"] % 8).float()
+            losses = losses + numbers * (self.exact - self.exact.detach()).sum()
+        return losses
 
-def build(schema, steps=None, pace_s=0.0, width=16):
+
+def build(schema, steps=None, pace_s=0.0, exact=1_000_000):
     torch.manual_seed(1)
-    return Model(schema, steps, pace_s, width)
+    return Model(schema, steps, pace_s, exact)
 """
 
 _WAIT_S = 90.0
+
+
+def paced(root: Path, address: str, folder: Path, workers: Mapping[str, Any], **train: Any) -> dict[str, Any]:
+    """An endless experiment with the paced model, without evaluations and checkpoints."""
+    made = experiment(root, workers=workers, address=address, epochs=10_000, **train)
+    made["train"] |= {"evaluate": {"every": {"epochs": 10_000}}, "checkpoint": {"every": {"steps": 1_000_000}}}
+    return faulty(made, folder, PACED_MODEL, steps=str(folder), pace_s=0.03)
+
+
+def check_exact(root: Path, run_id: str, mapping: Mapping[str, Any]) -> None:
+    """Every row once, in its step; the weights of an undisturbed run of as many steps; exact sums to the last bit."""
+    seen = read_metrics(open_store(root), run_id)
+    steps = seen["step"].to_pylist()
+    assert steps == list(range(1, len(steps) + 1))
+    quiet = {**mapping, "model": {**mapping["model"], "args": {}}}
+    quiet["train"] = {**mapping["train"], "workers": 0, "epochs": None, "max_steps": len(steps)}
+    train.run(parse(quiet), run_id=f"{run_id}-alone")
+    alone = read_metrics(open_store(root), f"{run_id}-alone")
+    assert seen["train/samples"].to_pylist() == alone["train/samples"].to_pylist()
+    expected = weights(root, f"{run_id}-alone", len(steps))
+    for name, value in weights(root, run_id, len(steps)).items():
+        if name == "model.exact":
+            np.testing.assert_array_equal(value, expected[name])
+        else:
+            np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 class Drill:
@@ -105,6 +147,11 @@ class Drill:
         with contextlib.suppress(queue.Empty):
             while True:
                 self.said.append(self._new.get_nowait())
+
+    @property
+    def running(self) -> bool:
+        """Whether the run has not ended."""
+        return self._thread.is_alive()
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """What was said so far of a kind."""
