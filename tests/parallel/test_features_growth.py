@@ -333,7 +333,7 @@ def test_rows_of_every_kind_are_encoded_by_the_transforms_of_the_base(
 ) -> None:
     path, root = tmp_path / "table", tmp_path / "root"
     tables.write(path, kinds(0, 100), kinds(100, 200))
-    given = {
+    given: dict[str, Any] = {
         "keep": ["at"],
         "features": {
             "*": {},
@@ -362,7 +362,8 @@ def test_rows_of_every_kind_are_encoded_by_the_transforms_of_the_base(
     finally:
         spark.conf.unset("spark.sql.parquet.int96TimestampConversion")
     rows = deltalake.DeltaTable(path, version=table.version()).to_pyarrow_table().sort_by("id").combine_chunks()
-    wanted = FittedTransforms.from_json(base.manifest.transforms).apply(rows.to_batches()[0])
+    fitted = FittedTransforms.from_json(base.manifest.transforms, base.store.get)
+    wanted = fitted.apply(rows.to_batches()[0])
     found = pa.concat_tables([later.read(split) for split in later.splits]).sort_by("id")
     assert later.verify().ok and len(found) == 238 and "mean_missing" in " ".join(found.schema.names)
     for name in wanted.schema.names:
