@@ -1,7 +1,7 @@
 """What pydantic found, told as: key, value found, value wanted, where it is written, nearest valid key."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -117,7 +117,7 @@ def _wanted(detail: Any) -> str:
 
 
 _PATTERNS = {
-    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$": "letters, digits, '.', '_' and '-', a letter or digit first",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$": "letters, digits, '.', '_' and '-', a letter or digit first, 100 at most",
     r"^([A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]{64})?|[0-9a-f]{64})$": "a dataset's name, name@digest or digest",
     r"^[^:\s]+:[A-Za-z_]\w*$": "package.module:name or ./file.py:name",
     r"^[A-Za-z0-9][\w.-]*/\w[\w.@/-]*$": "<split>/<name>, as in validation/auc",
@@ -133,15 +133,21 @@ def _nearest(keys: Keys, model: type[BaseModel]) -> str:
     """Which valid key was probably meant: of the same mapping, else of the whole file."""
     name = str(keys[-1])
     here = fields_at(model, keys[:-1])
-    if close := difflib.get_close_matches(name, here, 1, 0.6):
-        return f"; did you mean {dotted((*keys[:-1], close[0]))}?"
+    if close := _closest(name, here, 0.6):
+        return f"; did you mean {dotted((*keys[:-1], close))}?"
     elsewhere = [path for path in all_keys(model) if path[-1] == name]
     if elsewhere:
         return f"; did you mean {dotted(elsewhere[0])}?"
     everywhere = {path[-1]: path for path in all_keys(model)}
-    if close := difflib.get_close_matches(name, everywhere, 1, 0.75):
-        return f"; did you mean {dotted(everywhere[close[0]])}?"
+    if close := _closest(name, everywhere, 0.75):
+        return f"; did you mean {dotted(everywhere[close])}?"
     return f"; valid here: {', '.join(here)}" if here else ""
+
+
+def _closest(name: str, names: Iterable[str], cutoff: float) -> str | None:
+    """The most similar name; of several the one with the same letters, as letters change places most often."""
+    close = difflib.get_close_matches(name, names, 3, cutoff)
+    return max(close, key=lambda one: sorted(one) == sorted(name), default=None)
 
 
 def _wanted_type(keys: Keys, model: type[BaseModel]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
@@ -132,7 +133,20 @@ def parse_yaml(text: str, place: str) -> Any:
         raise ConfigError(f"{place}: not YAML: {error}") from error
     except ValueError as error:
         # Numbers and dates that only look like ones: Python's own refusal, without a line.
-        raise ConfigError(f"{place}: a value cannot be read: {error}") from error
+        line = next((node.start_mark.line + 1 for node in _unreadable(yaml.compose(text))), "?")
+        raise ConfigError(f"{place}:{line}: a value cannot be read: {error}") from error
+
+
+def _unreadable(node: Any) -> Iterator[Any]:
+    """The scalars that Python refuses to take for what they look like."""
+    if isinstance(node, ScalarNode):
+        try:
+            YAML(typ="rt", pure=True).load(node.value if node.style is None else "")
+        except ValueError:
+            yield node
+        return
+    for child in node.value:
+        yield from (one for part in (child if isinstance(child, tuple) else (child,)) for one in _unreadable(part))
 
 
 def _plain(node: Any, keys: Keys, around: Origin, origins: dict[Keys, Origin]) -> Any:

@@ -32,6 +32,7 @@ SWEEP = EXPERIMENT + "tune: {trials: 4, space: {train.optimizer.lr: {loguniform:
 _DATASET_VALUES = [
     ("rot=x", "unknown key rot (value 'x'); did you mean root?"),
     ("dataset.labl=x", "did you mean dataset.label?"),
+    ("dataset.lable=x", "did you mean dataset.label?"),
     ("dataset.seed=3", "unknown key dataset.seed (value 3); did you mean dataset.split.seed?"),
     ("dataset.base=adult@1", "dataset.base is 'adult@1'; want a dataset's name, name@digest or digest"),
     ("dataset={table: ./t, label: {column: y, type: binary}, base: a}", "base needs key"),
