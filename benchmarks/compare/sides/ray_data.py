@@ -37,7 +37,9 @@ def epochs(folder: Path, batch_size: int) -> Iterator[Iterator[Any]]:
 
 def read(folder: Path) -> ray.data.Dataset:
     """The files as a Dataset, in a Ray of this process."""
-    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    # Never a cluster that somebody else runs on this machine.
+    ray.init("local", num_cpus=os.cpu_count(), **quiet)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray.data.read_parquet(str(folder), **_READ)
