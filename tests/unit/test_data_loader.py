@@ -9,7 +9,6 @@ import pickle
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -476,27 +475,6 @@ def test_a_dataset_travels_to_workers(dataset: Dataset) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_second_thread_is_refused_and_nobody_hangs(dataset: Dataset) -> None:
-    for _ in range(5):
-        taken: list[int] = []
-        loader = Loader(dataset, "train", global_batch_size=8, seed=3, row_numbers=True)
-
-        def take(iteration: Iterator[Batch], taken: list[int] = taken) -> str:
-            try:
-                for batch in iteration:
-                    taken.extend(np.asarray(batch["__row__"]).tolist())
-            except RequestError as error:
-                return str(error)
-            return ""
-
-        iteration = iter(loader)
-        with ThreadPoolExecutor(4) as pool:
-            said = set(pool.map(take, [iteration] * 4, timeout=60))
-        # Where nobody was refused, nobody was there at the same moment.
-        assert said <= {"", *(text for text in said if text.startswith("two threads take batches"))}
-        assert sorted(taken) == list(range(dataset.rows("train")))
-
-
 def test_a_device_that_is_not_here_is_refused(dataset: Dataset) -> None:
     with pytest.raises(RequestError, match="device 'cuda' is not usable here"):
         Loader(dataset, "train", global_batch_size=BATCH, device="cuda")
