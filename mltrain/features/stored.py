@@ -1,6 +1,6 @@
 """What a Parquet file says of its columns, and whether that is certain to mean what Spark would read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ class Stored:
     Attributes:
         fields: as Arrow sees them, by name.
         alike: names of columns by their lower case.
-        leaves: Parquet's columns by the name of the column that they are part of, or by their own path.
+        leaves: Parquet's columns by the name of the column that they are part of.
         said: the file's own metadata.
     """
 
@@ -34,9 +34,9 @@ class Stored:
         for name in arrow.names:
             alike.setdefault(name.lower(), []).append(name)
         leaves: dict[str, list[Any]] = {}
+        names = set(arrow.names)
         for leaf in (schema.column(i) for i in range(len(schema.names))):
-            for name in {leaf.path.split(".")[0], leaf.path}:
-                leaves.setdefault(name, []).append(leaf)
+            leaves.setdefault(_owner(leaf.path, names), []).append(leaf)
         return cls({field.name: field for field in arrow}, alike, leaves, file.metadata.metadata or {})
 
     def problem(self, field: pa.Field, todays_calendar: bool) -> str | None:
@@ -70,6 +70,18 @@ class Stored:
         if pa.types.is_temporal(wanted) and not _of_today(self.said, leaf.physical_type == "INT96", todays_calendar):
             return "may hold dates of a calendar of the past"
         return None
+
+
+def _owner(path: str, names: Collection[str]) -> str:
+    """The column that a Parquet column is part of, whose name may have dots, too; the longest name where several fit.
+
+    A column ``a.b`` and a part ``b`` of a column ``a`` have one path: both then count as parts of ``a.b``, so neither
+    column has the one part that it should have.
+    """
+    end = len(path)
+    while end > 0 and path[:end] not in names:
+        end = path.rfind(".", 0, end)
+    return path[:end] if end > 0 else path
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

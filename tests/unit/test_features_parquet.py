@@ -48,6 +48,16 @@ def test_a_column_that_is_stored_otherwise_is_left_to_spark(
         list(files(tmp_path, table, pa.schema([("c", kind)])).read(0, ("c",)))
 
 
+def test_dots_in_names_are_no_parts_and_what_may_be_a_part_is_left_to_spark(tmp_path: Path) -> None:
+    names = ("a", "a.b", "a.b.c", "l", "l.x", ".", "z.")
+    table = pa.table({name: [[i], [2]] if name == "l" else [i, 2] for i, name in enumerate(names)})
+    assert pa.Table.from_batches(list(files(tmp_path, table).read(0, names))) == table
+    table = pa.table({"a": [{"b": 1}], "a.b": [2]})
+    for name in table.schema.names:
+        with pytest.raises(UnreadableError, match=f"'{name}' is nested"):
+            list(files(tmp_path, table, pa.schema([(name, pa.int64())])).read(0, (name,)))
+
+
 def test_a_column_under_a_name_in_other_letters_is_left_to_spark(tmp_path: Path) -> None:
     table = pa.table({"C": [1, 2]})
     with pytest.raises(UnreadableError, match="'c' is there as C"):
