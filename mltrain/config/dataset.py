@@ -100,7 +100,7 @@ class IdListDefaults(Strict):
     """For id_list features that do not say it themselves."""
 
     min_count: PositiveInt = 1
-    """Rarer ids of the train split are treated as unseen."""
+    """Rarer ids of the train split are treated as unseen; ids that `max_length` cuts off count too."""
     max_size: PositiveInt = 1_000_000
     """At most this many ids, the most frequent ones, are kept apart."""
     max_length: PositiveInt = 100
@@ -265,7 +265,7 @@ kept and split columns never match."""
     split: SplitSpec = SplitSpec()
     """Which rows are in which split."""
     rows_per_shard: PositiveInt = 131_072
-    """A target for the size of shards."""
+    """A target for the size of shards. More than 1024 shards of less than 500 rows each are refused."""
     base: Reference | None = None
     """A dataset below the same root (`name`, `name@digest`) to grow from: its fitted transforms and its unchanged \
 shards are kept. A plain name is what it points at when the build starts."""

@@ -25,6 +25,7 @@ from mltrain.features import census, growth, inherit, provenance, splits, statis
 from mltrain.features.census import SPLIT, Census
 from mltrain.features.compare import Ranges
 from mltrain.features.derived import HASH_BITS, Derived, below, constant
+from mltrain.features.early import refuse_early
 from mltrain.features.engine import arrow_batches, engine_errors, few_scan_tasks, session
 from mltrain.features.files import list_files
 from mltrain.features.fingerprint import fingerprint
@@ -39,6 +40,7 @@ from mltrain.features.scatter import Encoder, Places, scatter
 from mltrain.features.since import Since, since
 from mltrain.features.statistics import Statistics
 from mltrain.features.table import Source, open_table
+from mltrain.features.warnings import warnings
 from mltrain.storage import Store, open_store
 from mltrain.transforms import FittedTransforms
 
@@ -64,12 +66,13 @@ class BuildReport:
         uri: where the dataset is.
         rows: rows of each split.
         shards: number of shards.
-        seconds: wall time.
+        seconds: wall time, with the start of Spark where it had to be started.
         reused: a dataset with this digest was there already.
         base: digest of the dataset that it grew from.
         changes: rows that were added, changed and removed since the base; None without a base, or when nothing had to
             be looked at.
         advice: what would make the dataset better, if something would.
+        warnings: what its owner should look at, although it is what the file says.
     """
 
     name: str
@@ -83,6 +86,7 @@ class BuildReport:
     base: str | None = None
     changes: Mapping[str, int] | None = None
     advice: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,17 @@ def build(file: DatasetFile, *, spark: SparkSession | None = None, progress: Pro
         raise RequestError(
             f"build takes a dataset file, as config.load_dataset(path) gives it, not {type(file).__name__}"
         )
+    began = time.monotonic()
     store = open_store(file.root, deadline_s=file.storage.deadline_s)
     store.check_writable()
     # A session of another thread is not the active one of this, but it is somebody's.
     mine = spark is None and SparkContext._active_spark_context is None
+    if mine:
+        refuse_early(file.dataset)
     active = spark or session(f"mltrain dataset build {file.name}")
     try:
         with engine_errors():
-            return _Build(file, store, active, progress or log.info).run()
+            return _Build(file, store, active, progress or log.info, began).run()
     finally:
         if mine:
             active.stop()
@@ -130,9 +137,9 @@ def build(file: DatasetFile, *, spark: SparkSession | None = None, progress: Pro
 class _Build:
     """One build, step by step."""
 
-    def __init__(self, file: DatasetFile, store: Store, spark: SparkSession, progress: Progress) -> None:
+    def __init__(self, file: DatasetFile, store: Store, spark: SparkSession, progress: Progress, began: float) -> None:
         self.file, self.store, self.spark, self.progress = file, store, spark, progress
-        self.started, self.began = datetime.now(UTC), time.monotonic()
+        self.started, self.began = datetime.now(UTC), began
         self.id = f"{file.name}-{self.started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
     def run(self) -> BuildReport:
@@ -172,6 +179,7 @@ class _Build:
         transforms, problems = fit(planned, found)
         refuse(subject, problems)
         places = Places.plan(rows, spec.rows_per_shard)
+        refuse(subject, places.problems(rows, spec.rows_per_shard))
         self.progress(f"writing {counted.rows:,} rows to {places.count} shards")
         schema = replace(dataset_schema(transforms, planned, spec.key), fingerprints=planned.keyed)
         if planned.keyed:
@@ -298,6 +306,9 @@ class _Build:
         changes: Mapping[str, int] | None = None,
         advice: str | None = None,
     ) -> BuildReport:
+        found = warnings(manifest)
+        for one in found:
+            log.warning("dataset %s: %s", self.file.name, one)
         return BuildReport(
             name=self.file.name,
             digest=manifest.digest,
@@ -310,6 +321,7 @@ class _Build:
             base=base,
             changes=changes,
             advice=advice,
+            warnings=found,
         )
 
 

@@ -31,7 +31,7 @@ from mltrain.features import parcels
 from mltrain.features.census import SPLIT
 from mltrain.features.derived import Derived, row_hash
 from mltrain.features.engine import rows_per_batch_at_most
-from mltrain.features.problems import repeated_keys
+from mltrain.features.problems import one_each, repeated_keys
 from mltrain.features.rows import Rows
 from mltrain.features.sql import Batches, map_in_arrow
 from mltrain.storage import Store
@@ -44,6 +44,8 @@ SHARD_SEED = 0
 """Of the hash that says where a row lies. It is not the split's seed: a new split keeps rows in their buckets."""
 
 _EXAMPLES = 5
+# More shards than this have as many rows as this, or are refused; what is asked for is kept to a factor of 1.41.
+_MANY_SHARDS, _FEW_ROWS, _ENOUGH_ROWS = 1024, 500, 1000
 
 Answer = dict[str, object]
 """What a task says of a shard, as plain data: its entry, or what is wrong."""
@@ -67,6 +69,16 @@ class Places:
     def plan(cls, rows: Mapping[str, int], rows_per_shard: int) -> "Places":
         """From the rows of each split alone: the cluster has no say."""
         return cls(tuple(rows), tuple(choose_buckets(n, rows_per_shard) for n in rows.values()))
+
+    def problems(self, rows: Mapping[str, int], rows_per_shard: int) -> list[str]:
+        """Shards that are many and tiny cost more than their rows: a file, a task and a line of the manifest each."""
+        total = sum(rows.values())
+        if self.count <= _MANY_SHARDS or total >= self.count * _FEW_ROWS:
+            return []
+        return [
+            f"rows_per_shard: {rows_per_shard:,} would cut {total:,} rows into {self.count:,} shards, "
+            f"{total / self.count:.1f} rows each; set dataset.rows_per_shard to {_ENOUGH_ROWS} or more, or leave it out"
+        ]
 
     @property
     def count(self) -> int:
@@ -328,7 +340,7 @@ def _view(rows: pa.BinaryArray, matrix: Matrix) -> NDArray[Any]:
 
 
 def _problems(answers: Sequence[Mapping[str, Any]], key: Sequence[str]) -> list[str]:
-    problems = sorted({answer["problem"] for answer in answers if "problem" in answer})
+    problems = one_each(answer["problem"] for answer in answers if "problem" in answer)
     if duplicates := sum(answer.get("duplicates", 0) for answer in answers):
         examples = sorted(example for answer in answers for example in answer.get("examples", ()))[:_EXAMPLES]
         problems.append(repeated_keys(key, duplicates, examples))

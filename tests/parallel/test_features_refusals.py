@@ -234,6 +234,14 @@ def test_strings_that_are_not_utf_8_are_refused_in_every_role_but_as_hashes(
         features.build(tables.dataset_file(tmp_path / "table", tmp_path / "root", **given), spark=spark)
 
 
+def test_many_tiny_shards_are_refused_before_one_is_written(spark: "SparkSession", tmp_path: Path) -> None:
+    ids = range(1500)
+    table = tables.write(tmp_path / "table", {"id": ids, "x": ids, "y": [i % 2 for i in ids]})
+    with pytest.raises(TableError, match=r"cut 1,500 rows into [\d,]+ shards, 1.\d rows each; set dataset.rows_per"):
+        features.build(tables.dataset_file(table, tmp_path / "root", rows_per_shard=1), spark=spark)
+    assert not list((tmp_path / "root").glob("shards/blobs/*"))
+
+
 def test_an_empty_table_is_refused(spark: "SparkSession", tmp_path: Path) -> None:
     table = tables.write(tmp_path / "table", pa.table(good()).slice(0, 0))
     with pytest.raises(TableError, match=r"version 0\): it has no rows"):

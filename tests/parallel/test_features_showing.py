@@ -36,17 +36,29 @@ def _rows() -> dict[str, Any]:
         "h_small": pa.array([i - 9 for i in range(ROWS)], pa.int16()),
         "h_bool": pa.array([i % 2 == 0 for i in range(ROWS)]),
         "h_day": pa.array(days),
+        "rare": pa.array([f"r{i}" for i in range(ROWS)]),
+        "seldom": pa.array([None if i % 5 else "here" for i in range(ROWS)]),
         "y": pa.array([i % 2 for i in range(ROWS)]),
     }
 
 
 @pytest.fixture(scope="module")
-def dataset(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def report(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> features.BuildReport:
     place = tmp_path_factory.mktemp("shown")
     table = tables.write(place / "table", _rows())
-    given = {"*": {}, "h_*": {"buckets": BUCKETS}, "city": {"min_count": 2}}
-    file = tables.dataset_file(table, place / "root", features=given, split=SPLIT)
-    return Dataset.open(features.build(file, spark=spark).uri)
+    given = {"*": {}, "h_*": {"buckets": BUCKETS}, "city": {"min_count": 2}, "rare": {"min_count": 2}}
+    return features.build(tables.dataset_file(table, place / "root", features=given, split=SPLIT), spark=spark)
+
+
+@pytest.fixture(scope="module")
+def dataset(report: features.BuildReport) -> Dataset:
+    return Dataset.open(report.uri)
+
+
+def test_features_that_are_hardly_more_than_unseen_ids_are_warned_of(report: features.BuildReport) -> None:
+    empty, seldom = report.warnings
+    assert "the vocabulary of 'rare' is empty" in empty
+    assert "80% of the ids of 'seldom' in train are 0" in seldom
 
 
 def _stored(dataset: Dataset, name: str) -> list[Any]:
