@@ -14,7 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from mltrain import errors
-from mltrain.errors import BuildError, MissingDependencyError, RequestError
+from mltrain.errors import BuildError, MissingDependencyError, RequestError, TableError
 from mltrain.features import packages
 
 try:
@@ -42,6 +42,10 @@ _KEPT_LOGS = 20
 _ANY_BUCKET = "s3://any"
 # The last line of a Python traceback: what was raised, by its full name.
 _RAISED = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)): (.*)$", re.MULTILINE)
+# What the JVM says of an exception's cause, and of the file that a scan was reading.
+_CAUSE = re.compile(r"^Caused by: (?:[\w$]+\.)*(.*)$", re.MULTILINE)
+_READING = re.compile(r"Encountered error while reading file (.+?)\.(?: SQLSTATE| File does not| *$)", re.MULTILINE)
+_GONE = "FAILED_READ_FILE.FILE_NOT_EXIST"
 
 
 def session(app_name: str) -> SparkSession:
@@ -164,6 +168,7 @@ def engine_errors() -> Iterator[None]:
 
     Raises:
         MltrainError: what a task raised, as its own class.
+        TableError: a file of the table is gone.
         BuildError: anything else that the engine could not do.
     """
     try:
@@ -174,7 +179,15 @@ def engine_errors() -> Iterator[None]:
             kind = getattr(errors, name.removeprefix("mltrain.errors."), None)
             if name.startswith("mltrain.errors.") and kind is not None:
                 raise kind(message) from error
-        what = ": ".join(raised[-1]) if raised else str(error).strip().split("\n")[0]
+        causes, reading = _CAUSE.findall(str(error)), _READING.findall(str(error))
+        if reading and _GONE in str(error):
+            raise TableError(
+                f"{reading[0]} is gone, though the log of this version of the table lists it: a VACUUM may have taken "
+                "it. Choose a version that has its files still (dataset.version, dataset.timestamp), or the latest one"
+            ) from error
+        what = ": ".join(raised[-1]) if raised else causes[-1] if causes else str(error).strip().split("\n")[0]
+        if reading and reading[0] not in what:
+            what = f"{what}, reading {reading[0]}"
         raise BuildError(f"Spark failed: {what} ({_where_the_log_is()})") from error
 
 

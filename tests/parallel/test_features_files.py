@@ -13,6 +13,7 @@ import pytest
 
 from mltrain import features
 from mltrain.data import keys
+from mltrain.errors import BuildError, TableError
 from mltrain.features import files as listings
 from mltrain.features.derived import (
     Derived,
@@ -217,3 +218,14 @@ def test_a_file_of_another_type_leaves_the_whole_table_to_spark(spark: "SparkSes
     assert digests[0] == digests[1]
     assert reasons[0] is None
     assert "column 'x' is stored as int32" in reasons[1]
+
+
+def test_a_file_of_the_table_that_is_damaged_or_gone_is_named(spark: "SparkSession", tmp_path: Path) -> None:
+    table = tables.write(tmp_path / "table", {"id": np.arange(50), "y": np.arange(50) % 2, "x": np.arange(50) * 0.5})
+    (file,) = (tmp_path / "table").glob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-400])
+    with pytest.raises(BuildError, match=f"Spark failed: .*{file.name}"):
+        features.build(tables.dataset_file(table, tmp_path / "root"), spark=spark)
+    file.unlink()
+    with pytest.raises(TableError, match=f"{file.name} is gone, though .* VACUUM may .*dataset.version"):
+        features.build(tables.dataset_file(table, tmp_path / "root"), spark=spark)
