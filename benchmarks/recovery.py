@@ -1,100 +1,121 @@
-"""Claim: a killed worker process costs a run about half a second.
+"""Claim: a killed worker costs half a second, a vanished host its deadline and half a second, a drained one no step.
 
-Two workers train; one is sent SIGKILL in the middle of an epoch; the time runs from the signal to the end of the next
-step that the survivor completes. A replacement joins later, at an agreed step. Median and worst of several kills.
+Three hosts (network namespaces with a Ray node each) train, a worker each, a model with 4 MB of gradients. Again and
+again something happens to one of them, and the run grows back:
 
-    python -m benchmarks.recovery [--kills 5]
+- process: a worker gets SIGKILL; until the next step is done
+- cut: a host's link is cut; until the next step is done
+- drain: Ray is told that a host goes away; the longest time between two steps, less the usual
+- growth: a worker joins; the same
+
+Needs Linux and root.
+
+    python -m benchmarks.recovery [--times 20] [--kinds process,cut,drain] [--collectives horovod]
 """
 
 import argparse
-import os
+import logging
 import signal
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from tests.support.datasets import make_dataset
+from tests.support.drill import Drill, drill, paced
+from tests.support.hosts import Host, Hosts, hosts, unavailable
+
+_GROW_S = 120.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=5)
-    kills = parser.parse_args().kills
-    from mltrain import config, train
-    from mltrain.errors import StoppedError
-    from tests.support.datasets import make_dataset
-
-    with tempfile.TemporaryDirectory() as root:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--kinds", default="process,cut,drain")
+    parser.add_argument("--collectives", default="horovod", choices=["horovod", "torch"])
+    given = parser.parse_args()
+    if (why := unavailable()) is not None:
+        raise SystemExit(why)
+    logging.getLogger("mltrain").setLevel(logging.ERROR)
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         make_dataset(root, rows=20_000, shards=8)
-        mapping = {
-            "name": "recovery",
-            "root": root,
-            "dataset": "made",
-            "train": {
-                "epochs": 100_000,
-                "global_batch_size": 256,
-                "workers": {"min": 1, "max": 2},
-                "evaluate": {"every": {"epochs": 100_000}},
-            },
-            "cluster": {"address": "local"},
-            "callbacks": ["benchmarks.recovery:watcher"],
-        }
-        stop = train.StopRequest()
-        watcher = Watcher.current = Watcher(kills, stop)
-        try:
-            train.run(config.parse(mapping), run_id="recovery", stop=stop)  # type: ignore[arg-type]
-        except StoppedError:
-            pass  # asked for, after the last kill
-    times = watcher.times
-    print("kill -> next step done, seconds")
-    print(f"{'kills':>6} {'median':>8} {'worst':>8}")
-    print(f"{len(times):>6} {statistics.median(times):8.3f} {max(times):8.3f}")
+        with hosts(3, root / "logs", cpus=1) as made:
+            for kind in given.kinds.split(","):
+                steps = root / f"steps-{kind}"
+                steps.mkdir()
+                mapping = paced(root, made.address, steps, {"min": 1, "max": 3}, collectives=given.collectives)
+                with drill(mapping, kind) as run:
+                    _Losses(run, made, steps, found).take(kind, given.times)
+                    run.stop()
+                made.mend()
+    print(f"ray {version('ray')}, torch {version('torch')}, {given.collectives}; heartbeat deadline 2.0 s; seconds")
+    print(f"{'':<8} {'times':>6} {'median':>8} {'worst':>8}")
+    for kind, seconds in found.items():
+        print(f"{kind:<8} {len(seconds):>6} {statistics.median(seconds):8.3f} {max(seconds):8.3f}")
 
 
-class Watcher:
-    """Kills a worker whenever two of them train, until it has done so often enough."""
+class _Losses:
+    def __init__(self, run: Drill, hosts: Hosts, steps: Path, found: dict[str, list[float]]) -> None:
+        self._run = run
+        self._hosts = hosts
+        self._steps = steps
+        self._found = found
 
-    current: "Watcher"
-
-    def __init__(self, kills: int, stop: Any) -> None:
-        self._kills = kills
-        self._stop = stop
-        self._pids: dict[str, int] = {}
-        self._members: list[str] = []
-        self._killed_at: float | None = None
-        self.times: list[float] = []
-
-    def on_event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        if kind == "worker ready":
-            self._pids[fields["worker"]] = fields["pid"]
-        elif kind == "generation formed":
-            self._members = list(fields["members"])
-        elif kind == "training again" and self._killed_at is not None:
-            self.times.append(time.monotonic() - self._killed_at)
-            self._killed_at = None
-            if len(self.times) == self._kills:
-                self._stop.request("enough")
-        elif kind == "training" and len(self._members) == 2 and len(self.times) < self._kills:
+    def take(self, kind: str, times: int) -> None:
+        run = self._run
+        run.until("training", generation=1)
+        for number in range(times):
             # Some steps later, not at a moment that suits the collectives.
-            threading.Timer(1.0 + 0.13 * len(self.times), self._kill).start()
+            time.sleep(1.0 + 0.13 * (number % 7))
+            host = self._hosts[f"h{number % 3 + 1}"]
+            seconds, repeated = getattr(self, f"_{kind}")(host)
+            self._found.setdefault(kind, []).append(seconds)
+            if kind == "drain" and repeated:
+                raise SystemExit(f"an announced loss repeated {repeated} steps")
+            before = len(self._begun())
+            while len(run.until("generation formed", _GROW_S)["members"]) < 3:
+                pass
+            run.until("training")
+            self._found.setdefault("growth", []).append(self._pause(before))
 
-    def _kill(self) -> None:
-        if len(self._members) == 2 and self._killed_at is None:
-            victim = self._members[len(self.times) % 2]
-            if Path(f"/proc/{self._pids[victim]}").exists():
-                self._killed_at = time.monotonic()
-                os.kill(self._pids[victim], signal.SIGKILL)
+    def _process(self, host: Host) -> tuple[float, int]:
+        victim = next(p for p in host.processes() if str(p.name()).startswith("ray::Worker"))
+        began = time.monotonic()
+        victim.send_signal(signal.SIGKILL)
+        again = self._run.until("training again")
+        return again["at"] - began, again["steps_repeated"]
 
+    def _cut(self, host: Host) -> tuple[float, int]:
+        began = time.monotonic()
+        host.cut()
+        again = self._run.until("training again")
+        host.heal()
+        return again["at"] - began, again["steps_repeated"]
 
-def watcher() -> Watcher:
-    """The callback that the run is given."""
-    return Watcher.current
+    def _drain(self, host: Host) -> tuple[float, int]:
+        before = len(self._begun())
+        host.drain(60)
+        formed = self._run.until("generation formed")
+        self._run.until("training", generation=formed["generation"])
+        pause = self._pause(before)
+        host.power_off()
+        host.start()
+        return pause, len(self._run.events("worker lost"))
+
+    def _pause(self, before: int) -> float:
+        """The longest time between the begins of two steps since there were so many, less the usual."""
+        time.sleep(0.5)
+        begun = self._begun()
+        gaps = [later - earlier for earlier, later in zip(begun[before - 1 :], begun[before:], strict=False)]
+        return max(gaps) - statistics.median(gaps)
+
+    def _begun(self) -> list[float]:
+        """When each step was begun, by its last rank."""
+        return sorted(path.stat().st_mtime for path in self._steps.iterdir())
 
 
 if __name__ == "__main__":
-    # The callback is found by its module's name, and so must be this one's main.
-    from benchmarks.recovery import main as run
-
-    run()
+    main()
