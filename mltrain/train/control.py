@@ -75,6 +75,12 @@ class Control(Protocol):
             CollectiveAborted: the generation was aborted.
         """
 
+    def broken(self) -> None:
+        """The device of this process failed, and with it everything that the process holds there.
+
+        Called where that error is handled. A worker's process ends here: the others go on, another one takes its place.
+        """
+
     def wait_decided(self, step: int) -> None:
         """Waits until the evaluation after ``step`` was reported and answered.
 

@@ -30,6 +30,8 @@ _PATIENT_S = 5.0
 _FAILED_STARTS = 5
 # Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
 _FRUITLESS = 10
+# Workers that ended one after another while the training did not get any further: something in it ends them.
+_BARREN = 10
 
 
 class Controller:
@@ -56,6 +58,8 @@ class Controller:
         self._generations = 0
         self._failed_starts = 0
         self._fruitless = 0
+        self._furthest = 0
+        self._barren = 0
         self._vigil = Vigil(self._fleet, record)
         self._short_since: float | None = None
         self._said_waiting = False
@@ -426,8 +430,22 @@ class Controller:
         if running is None or not taking_part:
             return
         running.outcomes[member.id] = None
+        if not silent:
+            self._count_barren(member, why)
         self._record.say(f"lost {member.id} ({why}); {len(running.generation.members) - 1} of its generation go on")
         self._interrupt()
+
+    def _count_barren(self, member: Member, why: str) -> None:
+        """Bad luck strikes anywhere; what strikes at one step again and again is in that step."""
+        reached = max(self._record.recorded, *(m.step for m in self._fleet.members.values()), 0)
+        self._barren = 1 if reached > self._furthest else self._barren + 1
+        self._furthest = max(self._furthest, reached)
+        if self._barren >= _BARREN:
+            error = TrainingError(
+                f"{_BARREN} workers ended one after another and the training did not get beyond step {self._furthest}: "
+                f"something in it ends them; the last one: {why} (what it printed: {member.output})"
+            )
+            self._failure = Outcome(Ending.FAILED, self._record.recorded, error)
 
     def _failed_start(self, member: Member, why: str) -> None:
         self._failed_starts += 1

@@ -41,6 +41,9 @@ class _Direct:
         while not self._messages.empty():
             self._record.handle(self._messages.get())
 
+    def broken(self) -> None:
+        """There is nobody to go on: the error is the run's."""
+
     def wait_decided(self, step: int) -> None:
         # The trainer has waited for its writer before, and nobody else sends: what answers is here, or never comes.
         self.check()

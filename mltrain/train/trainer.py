@@ -113,6 +113,8 @@ class Trainer:
         except _RestoreFailed as damaged:
             return Outcome(Ending.DAMAGED, self.replica.progress, damaged.error, reason=str(damaged.error))
         except Exception as error:  # user code may raise anything; the controller reports it
+            if isinstance(error, torch.AcceleratorError):
+                self._control.broken()
             outcome = failure(error, self.replica.progress)
             self._abandon()
             return outcome

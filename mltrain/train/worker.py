@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import socket
+import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +116,11 @@ class RemoteControl:
     def check(self) -> None:
         if self._aborted_through >= self._generation:
             raise CollectiveAborted(f"generation {self._generation} was aborted")
+
+    def broken(self) -> None:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
     def wait_decided(self, step: int) -> None:
         with self._changed:

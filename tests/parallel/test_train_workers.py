@@ -171,6 +171,23 @@ def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_w
     assert "this is why" in Path(output).read_text()
 
 
+def test_a_worker_whose_device_fails_is_lost_and_the_others_go_on(
+    root: Path, on_ray: dict[str, Any], pair: train.Result, tmp_path: Path
+) -> None:
+    mapping = changed(on_ray, 2, at=[0, 20], what="broken device", flag=str(tmp_path / "broken"))
+    result = train.run(parse(mapping), run_id="device")
+    assert result.losses_survived == 1
+    assert history(root, "device", "train/samples") == history(root, "pair", "train/samples")
+
+
+def test_a_step_that_always_ends_its_worker_ends_the_run(
+    root: Path, on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "_BARREN", 2)
+    with pytest.raises(TrainingError, match=r"2 workers ended one after another .* beyond step \d+: .*what it printed"):
+        train.run(parse(changed(on_ray, 1, at=[0, 15], what="kill")), run_id="poison")
+
+
 def test_too_few_workers_stop_the_run_after_the_wait(root: Path, on_ray: dict[str, Any]) -> None:
     mapping = changed(on_ray, {"min": 1, "max": 1, "cpus": 1000, "wait_s": 1})
     with pytest.raises(StoppedError, match="0 of at least 1 workers"):
