@@ -1,6 +1,7 @@
 """Who takes part in the next generation: a pure function of facts about workers."""
 
 import enum
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,12 +108,13 @@ def plan(
     if len(known) != len(workers):
         raise ValueError(f"worker ids repeat: {sorted(worker.id for worker in workers)}")
     there = [worker for worker in workers if worker.state in _AVAILABLE and not worker.draining]
-    usable = [worker for worker in there if not worker.held or _takes_part(worker, generation)]
+    taking_part = frozenset(() if generation is None else generation.members)
+    usable = [worker for worker in there if not worker.held or worker.id in taking_part]
     coming = [w for w in workers if w.state in (WorkerState.PLACING, WorkerState.WARMING) and not w.draining]
     fast = [worker for worker in usable if not worker.slow]
     start = max(0, limits.max - len(fast) - len(coming))
     if generation is not None:
-        return _while_running(generation, known, usable, limits, start, _surplus(generation, workers, usable, limits))
+        return _while_running(generation, known, usable, limits, start, _surplus(taking_part, workers, usable, limits))
     if len(usable) < limits.min:
         usable = there
     members = rank_order(usable if len(fast) < limits.max else fast)[: limits.max]
@@ -140,24 +142,20 @@ def _while_running(
     leaving = [member for member in generation.members if known[member].draining]
     if leaving:
         return Plan(Action.REGROUP, start=start, release=release, reason=f"draining {', '.join(leaving)}")
-    newcomers = [worker.id for worker in usable if worker.id not in generation.members]
+    newcomers = sorted({worker.id for worker in usable}.difference(generation.members))
     fast = [member for member in generation.members if not known[member].slow]
     if newcomers and len(fast) < limits.max:
-        joining = f"ready to join: {', '.join(sorted(newcomers))}"
+        joining = f"ready to join: {', '.join(newcomers)}"
         return Plan(Action.REGROUP, start=start, release=release, reason=joining)
     return Plan(Action.CONTINUE, start=start, release=release)
 
 
-def _takes_part(worker: WorkerStatus, generation: Generation | None) -> bool:
-    return generation is not None and worker.id in generation.members
-
-
 def _surplus(
-    generation: Generation, workers: Sequence[WorkerStatus], usable: list[WorkerStatus], limits: Limits
+    taking_part: frozenset[str], workers: Sequence[WorkerStatus], usable: list[WorkerStatus], limits: Limits
 ) -> tuple[str, ...]:
     """Workers outside the generation whose nodes go away, or, once it is as large as it can be, all of them."""
-    full = sum(_takes_part(worker, generation) and not worker.slow for worker in usable) >= limits.max
-    outside = [worker for worker in workers if not _takes_part(worker, generation)]
+    full = sum(worker.id in taking_part and not worker.slow for worker in usable) >= limits.max
+    outside = [worker for worker in workers if worker.id not in taking_part]
     return tuple(sorted(worker.id for worker in outside if full or worker.draining))
 
 
@@ -189,8 +187,16 @@ class Seat:
 
 def seats(nodes: Sequence[str]) -> tuple[Seat, ...]:
     """Seats of all ranks, from the node of every rank."""
-    locals_ = [nodes[:rank].count(node) for rank, node in enumerate(nodes)]
-    return tuple(
-        Seat(local, nodes.count(node), locals_[:rank].count(local), locals_.count(local))
-        for rank, (node, local) in enumerate(zip(nodes, locals_, strict=True))
-    )
+    sizes = Counter(nodes)
+    seen: Counter[str] = Counter()
+    locals_ = []
+    for node in nodes:
+        locals_.append(seen[node])
+        seen[node] += 1
+    crosses = Counter(locals_)
+    across: Counter[int] = Counter()
+    found = []
+    for node, local in zip(nodes, locals_, strict=True):
+        found.append(Seat(local, sizes[node], across[local], crosses[local]))
+        across[local] += 1
+    return tuple(found)

@@ -1,6 +1,6 @@
 """What the ranks' signs of life say: that a generation stands still, that a rank is slow, who reaches whom."""
 
-import statistics
+import bisect
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,13 +75,21 @@ class Pulses:
         shares = {member: share for member, heard in self._heard.items() if (share := _busy(heard)) is not None}
         found = {}
         if len(shares) == len(self._heard) > 1:
+            ordered = sorted(shares.values())
             for member, share in shares.items():
-                others = statistics.median(other for name, other in shares.items() if name != member)
+                others = _median_without(ordered, share)
                 if share > _SHARE and share > _FACTOR * others:
                     known = self._slow.get(member)
                     found[member] = Slow(share, others, known.since if known else now)
         self._slow = found
         return found
+
+
+def _median_without(ordered: Sequence[float], value: float) -> float:
+    """Median of sorted values, one of which is left out."""
+    out, left = bisect.bisect_left(ordered, value), len(ordered) - 1
+    middle = [ordered[index + (index >= out)] for index in ((left - 1) // 2, left // 2)]
+    return sum(middle) / 2
 
 
 def _busy(heard: Sequence[Pulse]) -> float | None:

@@ -17,6 +17,8 @@ _WARMING = 5
 # A generation whose ranks all wait for each other stands still after so many deadlines, then twice as many, if nothing
 # was wrong with its network: so long may an operation take.
 _STALLED = 2.0
+# Ranks are compared so often; their signs of life do not come faster.
+_COMPARE_S = 0.25
 # So long may a worker take to find out which others it reaches, and its answer to come.
 _PROBE_S, _ANSWER_S = 1.0, 0.2
 
@@ -68,6 +70,7 @@ class Vigil:
         self._record = record
         self._stalled_s = fleet.deadline_s * _STALLED
         self._named: set[str] = set()
+        self._compared = 0.0
 
     def losses(self, running: Running | None) -> list[Loss]:
         """Workers to give up now. Those that are overdue, or heard again, change their state."""
@@ -90,6 +93,9 @@ class Vigil:
     def stalled(self, running: Running) -> bool:
         """Whether all ranks have been waiting for each other for too long; names those that are slow."""
         number, now = running.generation.number, time.monotonic()
+        if now - self._compared < _COMPARE_S:
+            return False
+        self._compared = now
         members = {w: m for w in running.generation.members if (m := self._fleet.members.get(w)) is not None}
         for worker, member in members.items():
             pulse = self._fleet.pulse(member, number)

@@ -1,11 +1,13 @@
 """What signs of life say: a generation that stands still, a slow rank, hosts that do not reach each other."""
 
 import itertools
+import statistics
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mltrain.train.pulses import Pulse, Pulses, cut_off
+from mltrain.train.pulses import Pulse, Pulses, _median_without, cut_off
 
 
 def beat(pulses: Pulses, seconds: float, busy: dict[str, float]) -> None:
@@ -69,6 +71,14 @@ def test_one_host_cut_from_its_peers_is_the_one_to_go() -> None:
 
 def test_of_two_that_miss_each_other_the_later_rank_goes() -> None:
     assert cut_off({"a": "c", "b": "c", "c": "ab"}) == ("b",)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9), st.data())
+def test_the_median_of_the_others_leaves_out_one(values: list[float], data: st.DataObject) -> None:
+    value = data.draw(st.sampled_from(values))
+    others = list(values)
+    others.remove(value)
+    assert _median_without(sorted(values), value) == pytest.approx(statistics.median(others))
 
 
 @given(st.sets(st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef"))))
