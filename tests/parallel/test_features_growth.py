@@ -188,7 +188,12 @@ def grown(spark: "SparkSession", table: Path, root: Path, *, compared: str | Non
     return dataset
 
 
-def test_of_a_table_with_deletion_vectors_only_what_changed_is_read(spark: "SparkSession", tmp_path: Path) -> None:
+def test_of_a_table_with_deletion_vectors_only_what_changed_is_read(
+    spark: "SparkSession", tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # Spark writes timestamps of 96 bits otherwise, which tasks leave to it in lists.
+    spark.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
+    request.addfinalizer(lambda: spark.conf.unset("spark.sql.parquet.outputTimestampType"))
     path, root = tmp_path / "table", tmp_path / "root"
     table = f"delta.`{path}`"
     for name, part in (("first", rows(0, 300)), ("more", rows(300, 320))):
