@@ -2,11 +2,15 @@
 
 Here this process plays Spark: it starts an attempt of each task, and another one where an attempt was lost. A case is
 one root: drivers and tasks meet faults until a dataset is published; whatever can be seen after each of them is checked
-row by row; then an undisturbed build follows. ``count`` counts faults that were met, not cases.
+row by row; then an undisturbed build follows. In a third of the roots there is a dataset already, and it grows: rows
+of some of its shards are changed and deleted, others are added. ``count`` counts faults that were met, not cases.
 """
 
+import functools
 import random
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +20,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mltrain.data import Build, Column, Dataset, Schema, ShardEntry, assemble, write_shard
-from mltrain.data.publish import put_shard
-from mltrain.data.shard import EncodedShard
+from mltrain.data.manifest import Manifest, manifest_path
+from mltrain.data.publish import put_shard, read_manifest
+from mltrain.data.shard import EncodedShard, blob_path, open_shard
 from mltrain.errors import MltrainError
-from mltrain.storage import open_store
+from mltrain.features.compare import Growth
+from mltrain.features.growth import untouched
+from mltrain.features.scatter import Places
+from mltrain.storage import Store, open_store
 from tests.chaos import warm
 from tests.chaos.result import Result
 from tests.support import faults_http, s3
@@ -37,8 +46,10 @@ SCHEMA = Schema(
     ("id",),
 )
 SPLITS = ("train", "validation")
-SHARDS = {"train": 6, "validation": 2}
-ROWS = 4000
+SHARDS, NEW_SHARDS = {"train": 6, "validation": 2}, {"train": 2, "validation": 1}
+ROWS, ADDED = 4000, 300
+TOUCHED = (1, 2, 6)
+"""Shards with rows that change or are gone."""
 _PATIENT_S, _HASTY_S = 20.0, 1.0
 _UNKILLED = (Fault.UNAVAILABLE, Fault.CUT_BEFORE, Fault.LOSE_ANSWER, Fault.CUT_BODY, Fault.SHORT_BODY, Fault.CUT_UPLOAD)
 _SAID = {
@@ -54,38 +65,114 @@ _MOMENTS = {"before": Fault.CUT_BEFORE, "during": Fault.CUT_UPLOAD, "after": Fau
 
 
 def table() -> pa.Table:
-    """All rows, each with its place."""
+    """All rows of the first version, each with its place."""
     ids = np.arange(ROWS)
-    numbers = np.random.default_rng(11).normal(size=ROWS).astype(np.float32)
-    places = [(split, bucket) for split in SPLITS for bucket in range(SHARDS[split])]
-    place = ids % len(places)
+    return _rows(ids, np.random.default_rng(11).normal(size=ROWS).astype(np.float32), ids % sum(SHARDS.values()))
+
+
+def grown_table() -> pa.Table:
+    """All rows of the next version: some changed, some gone, some new."""
+    before, ids = table(), np.arange(ROWS + ADDED)
+    numbers = np.concatenate([before["x"].to_numpy(), np.linspace(5, 6, ADDED, dtype=np.float32)])
+    new = sum(SHARDS.values()) + ids[ROWS:] % sum(NEW_SHARDS.values())
+    place = np.concatenate([before["place"].to_numpy(), new])
+    touched = np.isin(place, TOUCHED)
+    rows = _rows(ids, np.where(touched & (ids % 7 == 1), numbers + 100, numbers), place)
+    return rows.filter(pa.array(~(touched & (ids % 5 == 0))))
+
+
+def _rows(ids: NDArray[Any], numbers: NDArray[np.float32], place: NDArray[Any]) -> pa.Table:
     notes = [None if i % 7 == 0 else f"note {i}" for i in ids]
     return pa.table({"id": ids, "x": numbers, "y": numbers * 2, "note": pa.array(notes, pa.string()), "place": place})
 
 
-_TABLE = table()
-PLACES = [(split, bucket) for split in SPLITS for bucket in range(SHARDS[split])]
+PLACES = [
+    (split, increment, bucket)
+    for increment, shards in enumerate((SHARDS, NEW_SHARDS))
+    for split in SPLITS
+    for bucket in range(shards[split])
+]
+_FRESH, _NEW = range(sum(SHARDS.values())), range(sum(SHARDS.values()), len(PLACES))
+_TABLES = {False: table(), True: grown_table()}
+_COLUMNS = ("id", "x", "y", "note")
 
 
-def encoded(number: int) -> EncodedShard:
-    """The shard of a place."""
-    return write_shard(_TABLE.filter(pa.array(_TABLE["place"].to_numpy() == number)).drop_columns(["place"]), SCHEMA)
+def _of(rows: pa.Table, number: int) -> pa.Table:
+    return rows.filter(pa.array(rows["place"].to_numpy() == number)).select(_COLUMNS)
 
 
-def task(connection: Connection, root: str, number: int, deadline_s: float) -> None:
+def entry(shard: EncodedShard, number: int) -> ShardEntry:
+    """What the manifest says of the shard of a place."""
+    split, increment, bucket = PLACES[number]
+    return ShardEntry.of(shard, split=split, increment=increment, bucket=bucket)
+
+
+def growth() -> Growth:
+    """What differs between the tables."""
+    before, after = _TABLES.values()
+    changed: Counter[int] = Counter()
+    gone: Counter[int] = Counter()
+    for number in TOUCHED:
+        old, new = (_of(rows, number) for rows in (before, after))
+        gone[number] = len(old) - len(new)
+        changed[number] = int(np.count_nonzero(new["x"].to_numpy() > 50))
+    added = Counter(PLACES[number][0] for number in after["place"].to_pylist() if number in _NEW)
+    return Growth(tuple(added[split] for split in SPLITS), changed, gone)
+
+
+def _assembled(entries: Sequence[ShardEntry], grows: bool) -> tuple[Manifest, dict[str, pa.Buffer]]:
+    first = {split: (SHARDS[split],) for split in SPLITS}
+    if not grows:
+        return assemble(SCHEMA, {}, SPLITS, entries, buckets=first)
+    base = assemble(SCHEMA, {}, SPLITS, [e for e in entries if not e.increment], buckets=first)[0]
+    buckets = growth().buckets(base, Places(SPLITS, tuple(NEW_SHARDS[split] for split in SPLITS)))
+    return assemble(SCHEMA, {}, SPLITS, entries, buckets=buckets)
+
+
+@functools.cache
+def reference(grows: bool) -> str:
+    """The digest of a version of the table, from its rows alone."""
+    numbers = range(len(PLACES)) if grows else _FRESH
+    return _assembled([entry(write_shard(_of(_TABLES[grows], n), SCHEMA), n) for n in numbers], grows)[0].digest
+
+
+def encoded(root: Store, number: int, grows: bool) -> EncodedShard:
+    """The shard of a place; of one that is touched, those rows of the base's shard that stay are read from there."""
+    rows = _of(_TABLES[grows], number)
+    if not grows or number in _NEW:
+        return write_shard(rows, SCHEMA)
+    manifest = read_manifest(root, manifest_path(reference(False)))
+    before = manifest.entry(number)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "shard.arrow"
+        root.download(blob_path(before.blob), local)
+        stored = open_shard(local, SCHEMA, blob=before.blob, size_bytes=before.size_bytes).table(_COLUMNS)
+    comes = rows.filter(pa.array(rows["x"].to_numpy() > 50))
+    stays = set(rows["id"].to_pylist()) - set(comes["id"].to_pylist())
+    kept = stored.filter(pa.array([key in stays for key in stored["id"].to_pylist()]))
+    return write_shard(pa.concat_tables([kept, comes.cast(kept.schema)]).sort_by("id"), SCHEMA)
+
+
+def task(connection: Connection, root: str, what: tuple[int, bool], deadline_s: float) -> None:
     """Stores one shard and answers its entry."""
-    split, bucket = PLACES[number]
-    shard = encoded(number)
-    put_shard(open_store(root, deadline_s=deadline_s), shard)
-    connection.send(ShardEntry.of(shard, split=split, increment=0, bucket=bucket).to_json())
+    number, grows = what
+    store = open_store(root, deadline_s=deadline_s)
+    shard = encoded(store, number, grows)
+    put_shard(store, shard)
+    connection.send(entry(shard, number).to_json())
 
 
-def driver(connection: Connection, root: str, build_id: str, deadline_s: float) -> None:
+def driver(connection: Connection, root: str, what: tuple[str, bool], deadline_s: float) -> None:
     """Takes the lease, waits for the entries, publishes, answers the digest."""
-    with Build.start(open_store(root, deadline_s=deadline_s), "made", build_id) as build:
+    build_id, grows = what
+    store = open_store(root, deadline_s=deadline_s)
+    with Build.start(store, "made", build_id) as build:
+        kept = []
+        if grows:
+            kept = [*untouched(store, read_manifest(store, manifest_path(reference(False))), growth(), {})]
         connection.send("started")
         entries = [ShardEntry.from_json(entry) for entry in connection.recv()]
-        manifest, blobs = assemble(SCHEMA, {}, SPLITS, entries)
+        manifest, blobs = _assembled([*kept, *entries], grows)
         digest = build.publish(manifest, blobs, {"who": build_id}).digest
     connection.send(digest)
 
@@ -93,11 +180,6 @@ def driver(connection: Connection, root: str, build_id: str, deadline_s: float) 
 def run(count: int, seed: int, folder: Path) -> Result:
     """Goes from case to case until so many faults were met."""
     result = Result("protocol", seed)
-    entries = [
-        ShardEntry.of(encoded(number), split=split, increment=0, bucket=bucket)
-        for number, (split, bucket) in enumerate(PLACES)
-    ]
-    reference = assemble(SCHEMA, {}, SPLITS, entries)[0].digest
     case = seed
     with s3.serve(folder / "s3") as server:
         bucket = server.bucket()
@@ -107,7 +189,11 @@ def run(count: int, seed: int, folder: Path) -> Result:
                 remote = rng.random() < 0.75
                 root = f"{bucket}/case-{case}" if remote else str(folder / f"case-{case}")
                 files = server.local(root) if remote else Path(root)
-                _Case(root, files, server if remote else None, rng, reference, result).run()
+                one = _Case(root, files, server if remote else None, rng, result, growing=case % 3 == 1)
+                before = _faults(result)
+                one.run()
+                result.counts["builds that grow"] += one.grows
+                result.counts["faults met by builds that grow"] += one.grows * (_faults(result) - before)
             case += 1
     result.figures["faults met"] = f"{_faults(result)} in {case - seed} builds"
     return result
@@ -137,21 +223,26 @@ class _Case:
     files: Path
     server: s3.S3Server | None
     rng: random.Random
-    reference: str
     result: Result
+    growing: bool
     drivers: int = field(default=0)
+    grows: bool = False
 
     def run(self) -> None:
         """Builds with faults until a dataset is there, then once more without."""
+        if self.growing:
+            assert self._build(1, faulty=False) == [reference(False)]
+            self.grows = True
+        wanted = reference(self.grows)
         builders = 2 if self.rng.random() < 0.4 else 1
         self.result.counts["builds with two builders"] += builders == 2
         for attempt in range(6):
             digests = self._build(builders, faulty=attempt < 5)
             self._check()
             if digests:
-                assert set(digests) == {self.reference}, "a published dataset is another one"
+                assert set(digests) == {wanted}, "a published dataset is another one"
                 break
-        assert self._build(1, faulty=False) == [self.reference], "an undisturbed build gives another dataset"
+        assert self._build(1, faulty=False) == [wanted], "an undisturbed build gives another dataset"
         self._check()
         self.result.counts["undisturbed builds afterwards, reference digest"] += 1
 
@@ -177,8 +268,9 @@ class _Case:
     def _tasks(self, faulty: bool) -> list[dict[str, Any]]:
         """Attempts of every task until each has answered; some twice at a time."""
         answers: dict[int, dict[str, Any]] = {}
+        wanted = (*TOUCHED, *_NEW) if self.grows else _FRESH
         for attempt in range(20):
-            missing = [number for number in range(len(PLACES)) if number not in answers]
+            missing = [number for number in wanted if number not in answers]
             if not missing:
                 return [answers[number] for number in sorted(answers)]
             with ExitStack() as stack:
@@ -225,7 +317,9 @@ class _Case:
             victim: list[warm.Warm] = []
             if proxy is not None and fault is not None:
                 _arm(proxy, fault, victim)
-            one = stack.enter_context(warm.started(target, self.root, what, deadline_s, environment=environment))
+            one = stack.enter_context(
+                warm.started(target, self.root, (what, self.grows), deadline_s, environment=environment)
+            )
             victim.append(one)
             yield one
 
@@ -256,20 +350,21 @@ class _Case:
 
     def _check(self) -> None:
         """What can be seen is whole, right and complete, to the row."""
+        versions = {reference(False), reference(self.grows)}
         for manifest in self.files.glob("shards/*/manifest.json"):
             seen = Dataset.open(manifest.parent.name, root=self.files)
-            assert seen.digest == self.reference
+            assert seen.digest in versions
             report = seen.verify()
             assert report.ok, report.damaged
-            for position, split in enumerate(SPLITS):
-                found = seen.read(split, ["id", "x", "y", "note"]).sort_by("id")
-                first = sum(SHARDS[name] for name in SPLITS[:position])
-                numbers = range(first, first + SHARDS[split])
-                wanted = _TABLE.filter(pa.array(np.isin(_TABLE["place"].to_numpy(), list(numbers))))
-                assert found.equals(wanted.drop_columns(["place"]).sort_by("id")), f"other rows in {split}"
+            rows = _TABLES[seen.digest != reference(False)]
+            for split in seen.splits:
+                found = seen.read(split, _COLUMNS).sort_by("id")
+                numbers = [number for number, place in enumerate(PLACES) if place[0] == split]
+                wanted = rows.filter(pa.array(np.isin(rows["place"].to_numpy(), numbers))).select(_COLUMNS)
+                assert found.equals(wanted.sort_by("id")), f"other rows in {split}"
             self.result.counts["manifests seen and compared with the table, row by row"] += 1
-        if (self.files / "datasets/made.json").exists():
-            assert Dataset.open("made", root=self.files).digest == self.reference
+        if self.grows or (self.files / "datasets/made.json").exists():
+            assert Dataset.open("made", root=self.files).digest in versions
 
 
 def _arm(proxy: faults_http.FaultyProxy, fault: _Fault, victim: Sequence[warm.Warm]) -> None:

@@ -10,7 +10,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "damage": {"count": 60},
     "readers": {"count": 8, "next_start_s": 60.0},  # no matter how busy the machine is
     "garbage": {"count": 15},
-    "protocol": {"count": 20},
+    "protocol": {"count": 30},
     "cache": {"count": 3},
     "outage": {"count": 1, "outage_s": 2.0},
     "elastic": {"count": 1},
