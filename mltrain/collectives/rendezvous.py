@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 HOLD_S = 0.05
 # All ranks of a generation come at once.
 _BACKLOG = 4096
-_REQUEST_BYTES = 64 << 20
+_HEAD_BYTES, _BODY_BYTES = 1 << 16, 64 << 20
 
 
 class RendezvousServer:
@@ -31,7 +31,7 @@ class RendezvousServer:
         self.address = f"{host}:{listener.getsockname()[1]}"
         self._rounds: dict[tuple[str, int], _Round] = {}
         self._keys: dict[str, asyncio.Future[bytes]] = {}
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests: dict[asyncio.Task[None], socket.socket] = {}
         self._closed = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, args=(listener,), name="rendezvous", daemon=True)
@@ -44,33 +44,37 @@ class RendezvousServer:
             self._thread.join()
 
     def _run(self, listener: socket.socket) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner, listener:
             runner.run(self._serve(listener))
 
     async def _serve(self, listener: socket.socket) -> None:
-        async with await asyncio.start_server(self._accept, sock=listener, backlog=_BACKLOG) as server:
-            await self._closed.wait()
-            # The connections end with the tasks, which end with the loop.
-            server.close()
-            for request in self._requests:
-                request.cancel()
-            await asyncio.gather(*self._requests, return_exceptions=True)
+        listener.setblocking(False)
+        self._loop.add_reader(listener, self._accept, listener)
+        await self._closed.wait()
+        self._loop.remove_reader(listener)
+        # Connections end with the requests.
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = self._loop.create_task(self._handle(reader, writer))
-        self._requests.add(request)
-        request.add_done_callback(self._requests.discard)
+    def _accept(self, listener: socket.socket) -> None:
+        # Who has gone again is no loss.
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            request = self._loop.create_task(self._handle(connection))
+            self._requests[request] = connection
+            request.add_done_callback(lambda ended: self._requests.pop(ended).close())
 
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, connection: socket.socket) -> None:
         # A rank that died in the middle of a request is the controller's business.
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
+        with contextlib.suppress(ConnectionError):
             try:
-                status, body = await self._answer(*await _request(reader))
-            except (ValueError, asyncio.LimitOverrunError) as error:
+                status, body = await self._answer(*await _request(connection))
+            except ValueError as error:
                 status, body = "400 Bad Request", str(error).encode()
-            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode())
-            writer.write(body)
-            await writer.drain()
+            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            await self._loop.sock_sendall(connection, head.encode() + body)
 
     async def _answer(self, method: str, path: str, body: bytes) -> tuple[str, bytes]:
         if method == "POST":
@@ -107,12 +111,27 @@ class _Round:
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-async def _request(reader: asyncio.StreamReader) -> tuple[str, str, bytes]:
+async def _request(connection: socket.socket) -> tuple[str, str, bytes]:
     """Method, path and body of a request."""
-    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    received = bytearray()
+    while (end := received.find(b"\r\n\r\n")) < 0:
+        if len(received) > _HEAD_BYTES:
+            raise ValueError("a request without an end")
+        received += await _receive(connection)
+    first, *lines = received[:end].decode("latin-1").split("\r\n")
     method, path, _ = first.split(" ")
     headers = {name.lower(): value for name, _, value in (line.partition(":") for line in lines)}
     length = int(headers.get("content-length", "0"))
-    if not 0 <= length <= _REQUEST_BYTES:
+    if not 0 <= length <= _BODY_BYTES:
         raise ValueError(f"a request of {length} bytes")
-    return method, path, await reader.readexactly(length)
+    body = received[end + 4 :]
+    while len(body) < length:
+        body += await _receive(connection)
+    return method, path, bytes(body[:length])
+
+
+async def _receive(connection: socket.socket) -> bytes:
+    received = await asyncio.get_running_loop().sock_recv(connection, 1 << 16)
+    if not received:
+        raise ConnectionError("the peer has gone")
+    return received

@@ -1,5 +1,6 @@
 """The rendezvous server, asked as ranks ask it, and as strangers might."""
 
+import contextlib
 import http.client
 import socket
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ def server() -> Iterator[RendezvousServer]:
 
 
 def _ask(server: RendezvousServer, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(server.address, timeout=30)
-    connection.request(method, path, body)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
+    with contextlib.closing(http.client.HTTPConnection(server.address, timeout=30)) as connection:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
 
 
 def _send(server: RendezvousServer, request: bytes) -> bytes:
