@@ -432,7 +432,6 @@ class Controller:
         running.outcomes[member.id] = None
         if not silent:
             self._count_barren(member, why)
-        self._record.say(f"lost {member.id} ({why}); {len(running.generation.members) - 1} of its generation go on")
         self._interrupt()
 
     def _count_barren(self, member: Member, why: str) -> None:
@@ -462,7 +461,6 @@ class Controller:
         if self._lost_at is not None:
             downtime_s = time.monotonic() - self._lost_at
             self._record.event("training again", step=step, downtime_s=downtime_s, steps_repeated=self._void_steps)
-            self._record.say(f"training again after {downtime_s:.1f} s, step {step}")
             self._lost_at, self._void_steps = None, 0
 
     def _say_waiting(self, waited_s: float, available: int) -> None:

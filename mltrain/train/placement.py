@@ -1,14 +1,20 @@
 """Where workers run: a placement group of one bundle for each, so that one that cannot be placed holds up no other."""
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from mltrain.train.reach import reached
 
 if TYPE_CHECKING:
     from mltrain.config import Workers
 
 # How often Ray is asked where groups are that it has not placed yet: at first, and when that has taken long.
 _LOOK_S, _LOOK_SELDOM_S, _LONG_S = 0.1, 1.0, 10.0
+# Where there is room, Ray places a group in milliseconds. After so long the nodes are asked whether they are there, for so
+# long at most, and again so often as long as groups wait.
+_PROMPT_S, _ANSWER_S, _AGAIN_S = 1.0, 1.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class WorkerSource(Protocol):
 class PlacementGroups:
     """Slots straight from Ray, one placement group each.
 
-    Ray takes a minute to call a cut node dead and places on it meanwhile: nodes to avoid are left out by label.
+    Ray takes a minute to call a cut node dead and places on it meanwhile, and a group that it placed there waits: nodes
+    to avoid are left out by label, and so are those that do not answer.
     """
 
     def __init__(self, run_id: str, workers: "Workers") -> None:
@@ -59,8 +66,13 @@ class PlacementGroups:
         self._asked: dict[str, Any] = {}
         self._held: dict[str, Slot] = {}
         self._asked_at = self._looked_at = 0.0
+        self._unreached: frozenset[str] = frozenset()
+        self._probed_at = 0.0
+        self._probe: threading.Thread | None = None
 
     def want(self, count: int, avoid: frozenset[str]) -> None:
+        self._probe_nodes()
+        avoid |= self._unreached
         if avoid != self._avoid:
             # A group that waits keeps the label that it was made with.
             self._avoid = avoid
@@ -99,6 +111,19 @@ class PlacementGroups:
         for slot in list(self._held.values()):
             self.release(slot)
 
+    def _probe_nodes(self) -> None:
+        """Finds out, in a thread, which nodes do not answer, if groups have been waiting for longer than usual."""
+        now = time.monotonic()
+        if not self._asked or now - self._asked_at < _PROMPT_S or now - self._probed_at < _AGAIN_S:
+            return
+        if self._probe is None or not self._probe.is_alive():
+            self._probed_at = now
+            self._probe = threading.Thread(target=self._find_unreached, name="nodes", daemon=True)
+            self._probe.start()
+
+    def _find_unreached(self) -> None:
+        self._unreached = unreached(_ANSWER_S)
+
     def _ask(self) -> None:
         from ray.util.placement_group import placement_group
 
@@ -130,6 +155,18 @@ def draining() -> frozenset[str]:
     import ray
 
     return frozenset(ray._private.state.state.get_draining_nodes())
+
+
+def unreached(within_s: float) -> frozenset[str]:
+    """Ids of nodes that Ray calls alive and that do not take a connection in time."""
+    import ray
+
+    nodes = {
+        str(node["NodeID"]): (str(node["NodeManagerAddress"]), int(node["NodeManagerPort"]))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    return frozenset(nodes).difference(reached(nodes, within_s))
 
 
 def _remove(group: Any) -> None:

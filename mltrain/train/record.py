@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import DamagedError, TrainingError
-from mltrain.progress import Passing
+from mltrain.progress import Passing, Watcher
 from mltrain.results import RunLog
 from mltrain.results.loggers import Loggers
+from mltrain.results.story import Story
 from mltrain.train import checkpoints
 from mltrain.train.checkpoints import Checkpoint, Part
 from mltrain.train.control import Message, Report, ReportFunction, Row, Verdict
@@ -56,7 +57,7 @@ class RunRecord:
         loggers: beside the log.
         lease: held by this controller.
         report: called at every evaluation, once its checkpoint is durable.
-        progress: told how it goes.
+        progress: told how it goes; a `Watcher` every event and step, too.
         hooks: see every event.
         totals: of earlier attempts; goes on with what happens now.
     """
@@ -82,6 +83,8 @@ class RunRecord:
         self._lease = lease
         self._report = report
         self._progress = progress
+        self._watcher = progress if isinstance(progress, Watcher) else None
+        self._story = Story()
         self._hooks = hooks
         self._pending: dict[int, _Pending] = {}
         self._undecided: list[Message] = []
@@ -103,6 +106,10 @@ class RunRecord:
         self.totals.add({"time": time.time(), "event": kind, **fields})
         for hook in self._hooks:
             hook.on_event(kind, fields)
+        if self._watcher is not None:
+            self._watcher.event(kind, fields)
+        if (said := self._story.tell({"time": time.time(), "event": kind, **fields})) is not None:
+            self.say(said)
 
     def say(self, line: str) -> None:
         """Tells the user how it goes."""
@@ -152,6 +159,8 @@ class RunRecord:
         self.recorded = max(self.recorded, row.step)
         self._log.metrics(row.step, row.values, epoch=row.epoch, generation=row.generation)
         self._loggers.log(row.step, row.values)
+        if self._watcher is not None:
+            self._watcher.step(row.step, row.values)
 
     def handle(self, message: Message) -> None:
         """Anything else that a rank of the current generation sends."""

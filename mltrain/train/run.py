@@ -23,7 +23,7 @@ from mltrain.train.lease import Lease, LeaseHeldError
 from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
 from mltrain.train.result import Result
 from mltrain.train.signals import StopRequest
-from mltrain.train.spec import Spec, check_before_start
+from mltrain.train.spec import Spec, check_before_start, total_steps
 from mltrain.train.totals import Totals
 from mltrain.train.usercode import Factory, Hook, Shipped, load_hook, ship, ship_function
 
@@ -206,9 +206,11 @@ class _Attempt:
         restore = record.restore_point()
         if restore is not None:
             refuse_foreign(restore, self._identity)
+        train, an_epoch = self._config.train, self._steps_per_epoch()
         record.event(
             "run started", run_id=self._run_id, driver_epoch=self._lease.driver_epoch, dataset=self._dataset.digest,
-            step=restore.step if restore else 0, workers=self._config.train.workers.max,
+            step=restore.step if restore else 0, steps=total_steps(train.epochs, train.max_steps, an_epoch),
+            steps_per_epoch=an_epoch, workers=train.workers.max,
         )  # fmt: skip
         model, goal = self._config.model, self._config.objective
         default = ", the default" if model == configs.ModelConfig() else ""
@@ -227,6 +229,9 @@ class _Attempt:
             return cluster.train(self._spec(device), record, stop, source, self._run_id, self._lease)
         except cluster.RayFailedError as error:
             raise TrainingError(f"{error} To go on: {resume_command(self._run_id)}") from error
+
+    def _steps_per_epoch(self) -> int:
+        return -(-self._dataset.rows("train") // self._config.train.global_batch_size)
 
     def _spec(self, device: str) -> Spec:
         return Spec(self._config, self._store, self._root.uri, self._dataset.uri, self._shipped, device)
@@ -282,7 +287,7 @@ class _Attempt:
         self._lease.renew()
         best = record.best_checkpoint()
         ended = datetime.now(UTC)
-        epochs = step / max(1, -(-self._dataset.rows("train") // self._config.train.global_batch_size))
+        epochs = step / max(1, self._steps_per_epoch())
         totals = record.totals
         result = Result(
             run_id=self._run_id,

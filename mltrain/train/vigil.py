@@ -106,7 +106,6 @@ class Vigil:
             if worker in slow and worker not in self._named:
                 busy, others = slow[worker].busy, slow[worker].others
                 self._record.event("straggler", worker=worker, node=member.slot.node, busy=busy, others=others)
-                self._record.say(f"{worker} is slow: it computes {busy:.0%} of the time, the others {others:.0%}")
             member.slow = worker in slow and slow[worker].persists(now)
         self._named = set(slow)
         waiting_s = running.pulses.waiting_s()

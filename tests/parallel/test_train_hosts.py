@@ -192,3 +192,24 @@ def test_a_slow_worker_is_named_and_replaced_if_it_stays_slow(
         run.stop()
     assert not run.events("worker lost")
     check_exact(root, "slow", mapping)
+
+
+def test_below_the_minimum_the_run_waits_saves_and_stops_and_the_same_command_goes_on(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    mapping["train"]["workers"] |= {"min": 2, "wait_s": 20}
+    with drill(mapping, "scarce") as run:
+        run.until("training", generation=1)
+        run.until_step(0, 10)
+        for name in ("h1", "h3"):
+            intact[name].power_off()
+        run.join()
+    assert isinstance(run.error, StoppedError) and run.error.exit_code == 75
+    saved = run.events("checkpoint")[-1]["step"]
+    assert saved == len(read_metrics(open_store(root), "scarce"))
+    intact.mend()
+    with drill(mapping, "scarce") as again:
+        assert again.until("training")["step"] == saved
+        again.until_step(2, 0)
+        again.stop()
+    check_exact(root, "scarce", mapping)

@@ -61,6 +61,7 @@ class Host:
         self._logs = logs
         self._cpus = cpus
         self._ray: Process | None = None
+        self._past: set[str] = set()
         self._starts = 0
         _ip("netns", "add", self._namespace)
         _ip("link", "add", self._link, "type", "veth", "peer", "name", _INTERFACE, "netns", self._namespace)
@@ -90,8 +91,11 @@ class Host:
         """Ray's id of the node that lives here."""
         import ray
 
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == self.address]
-        return str(nodes[-1]["NodeID"]) if nodes else None
+        nodes = [
+            str(node["NodeID"]) for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == self.address
+        ]
+        # Ray calls a node alive for a minute after its host has lost power.
+        return next((node for node in nodes if node not in self._past), None)
 
     def cut(self) -> None:
         """Cuts the link: whatever is sent to or from this host is lost."""
@@ -108,6 +112,11 @@ class Host:
 
     def power_off(self) -> None:
         """Ends everything on the host at once; nobody hears of it."""
+        if (node := self.node_id) is not None:
+            self._past.add(node)
+        self._end()
+
+    def _end(self) -> None:
         self.cut()
         self._signal(signal.SIGKILL)
         if self._ray is not None:
@@ -144,7 +153,7 @@ class Host:
 
     def close(self) -> None:
         """Ends everything on the host, and the host."""
-        self.power_off()
+        self._end()
         _ip("link", "delete", self._link)
         _ip("netns", "delete", self._namespace)
         shutil.rmtree(self._files, ignore_errors=True)
