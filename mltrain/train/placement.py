@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 # How often Ray is asked where groups are that it has not placed yet: at first, and when that has taken long.
 _LOOK_S, _LOOK_SELDOM_S, _LONG_S = 0.1, 1.0, 10.0
-# Where there is room, Ray places a group in milliseconds. After so long the nodes are asked whether they are there, for so
-# long at most, and again so often as long as groups wait.
+# Where there is room, Ray places a group in milliseconds. After so long the nodes are asked whether they are there, for
+# so long at most, and again so often as long as groups wait.
 _PROMPT_S, _ANSWER_S, _AGAIN_S = 1.0, 1.0, 3.0
 
 
