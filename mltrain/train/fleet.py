@@ -151,7 +151,7 @@ class Fleet:
             for member in self.members.values()
             if member.state is WorkerState.PLACING
             and (
-                member.slot.node in avoid or (self._ledger.known(member.slot.node) and now - member.started > _HELLO_S)
+                member.slot.node in avoid or (self._ledger.struck(member.slot.node) and now - member.started > _HELLO_S)
             )
         ]
 

@@ -47,6 +47,6 @@ class Ledger:
         """Nodes that get no worker now."""
         return frozenset(node for node, record in self._records.items() if now < record.held_until)
 
-    def known(self, node: str) -> bool:
-        """Whether there was ever something against a node."""
-        return node in self._records
+    def struck(self, node: str) -> bool:
+        """Whether a node was ever held back."""
+        return node in self._records and self._records[node].strikes > 0

@@ -21,13 +21,14 @@ def test_a_node_is_forgiven_after_a_long_time_without_a_loss() -> None:
 def test_processes_that_end_now_and_then_are_not_held_against_their_node() -> None:
     ledger = Ledger()
     assert [ledger.process_lost("a", 20.0 * count) for count in range(20)] == [0.0] * 20
+    assert not ledger.struck("a")
 
 
 def test_five_processes_lost_within_a_minute_count_as_one_silence() -> None:
     ledger = Ledger()
     assert [ledger.process_lost("a", float(count)) for count in range(5)] == [0.0, 0.0, 0.0, 0.0, 5.0]
     assert [ledger.process_lost("a", 10.0 + count) for count in range(5)][-1] == 10.0
-    assert ledger.held(15.0) == {"a"} and not ledger.held(30.0)
+    assert ledger.struck("a") and ledger.held(15.0) == {"a"} and not ledger.held(30.0)
 
 
 def test_other_nodes_are_not_held_for_it() -> None:
