@@ -6,7 +6,7 @@ A file of which it is not certain that it means the same here as to Spark is not
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from mltrain.features.sql import Batches
 from mltrain.features.stored import Stored
 from mltrain.storage import ObjectFile, Store
 
+_SMALL_BYTES = 1 << 18
 _UNREADABLE = re.compile(r"mltrain\.features\.parquet\.UnreadableError: (.*)")
 
 
@@ -87,7 +88,7 @@ class Files:
             UnreadableError: it cannot be read.
         """
         try:
-            self._open(part)
+            self._open(part, _Seen())
         except StorageError as error:
             raise UnreadableError(str(error)) from error
 
@@ -98,23 +99,30 @@ class Files:
             UnreadableError: of a file it is not certain what it means, or it is gone.
         """
         parts = (Part(*part) for part in json.loads(zlib.decompress(self.tasks[task])))
-        return together((rows for part in parts for rows in self._read(part, columns)), self.rows_per_batch)
+        seen = _Seen()
+        return together((rows for part in parts for rows in self._read(part, columns, seen)), self.rows_per_batch)
 
-    def _read(self, part: Part, columns: Sequence[str]) -> Batches:
-        file = self._open(part)
-        names = set(file.schema_arrow.names)
-        there = [name for name in columns if name not in self.partitioned and name in names]
+    def _read(self, part: Part, columns: Sequence[str], seen: "_Seen") -> Batches:
+        file = self._open(part, seen)
+        there = [name for name in columns if name not in self.partitioned and name in seen.columns]
         chosen = self._chosen(part)
         for group, first, rows in _groups(file, part):
             if not chosen.any(first, rows):
                 continue
             position = first
-            for batch in file.iter_batches(self.rows_per_batch, row_groups=[group], columns=there, use_threads=False):
+            for batch in self._batches(file, group, rows, there):
                 if (left := chosen.of(self._rows(batch, part, columns), position)).num_rows:
                     yield left
                 position += batch.num_rows
             if position != first + rows:
                 raise BuildError(f"{self.store.join(part.path)}: row group {group} lacks rows")
+
+    def _batches(self, file: pq.ParquetFile, group: int, rows: int, columns: list[str]) -> Batches:
+        if columns and rows <= self.rows_per_batch:
+            # Of a few rows an iterator costs more than they do.
+            yield from file.read_row_group(group, columns, use_threads=False).combine_chunks().to_batches()
+        else:
+            yield from file.iter_batches(self.rows_per_batch, row_groups=[group], columns=columns, use_threads=False)
 
     def _chosen(self, part: Part) -> "_Chosen":
         deleted, among = (self._deleted(one) if one else None for one in (part.deleted, part.among))
@@ -131,31 +139,53 @@ class Files:
     def _rows(self, batch: pa.RecordBatch, part: Part, columns: Sequence[str]) -> pa.RecordBatch:
         """A batch of a file's own columns as rows of the table."""
         arrays = []
+        stored = dict(zip(batch.schema.names, batch.columns, strict=True))
         for name in columns:
             kind = self.schema.field(name).type
             if name in self.partitioned:
                 value = part.partition[self.partitioned.index(name)]
                 arrays.append(pa.repeat(pa.scalar(value, kind), batch.num_rows))
-            elif name in batch.schema.names:
-                arrays.append(_as(batch.column(name), kind))
+            elif name in stored:
+                arrays.append(_as(stored[name], kind))
             else:
                 arrays.append(pa.nulls(batch.num_rows, kind))
         return pa.RecordBatch.from_arrays(arrays, names=list(columns)) if arrays else batch
 
-    def _open(self, part: Part) -> pq.ParquetFile:
+    def _open(self, part: Part, seen: "_Seen") -> pq.ParquetFile:
         where = self.store.join(part.path)
+        small = part.size <= _SMALL_BYTES
         try:
-            source = pa.PythonFile(ObjectFile(self.store, part.path, part.size), mode="r")
-            file = pq.ParquetFile(source, coerce_int96_timestamp_unit="us", pre_buffer=True)
+            source: Any
+            if small:
+                source = pa.BufferReader(self.store.get_range(part.path, 0, part.size))
+            else:
+                source = pa.PythonFile(ObjectFile(self.store, part.path, part.size), mode="r")
+            file = pq.ParquetFile(source, coerce_int96_timestamp_unit="us", pre_buffer=not small)
         except (pa.ArrowException, OSError, NotFoundError) as error:
             raise UnreadableError(f"{where}: {error}") from error
+        if (schema := _described(file)) == seen.schema:
+            return file
         stored = Stored.of(file)
         for name in self.columns:
             if name in self.partitioned:
                 continue
             if problem := stored.problem(self.schema.field(name), self.todays_calendar):
                 raise UnreadableError(f"{where}: column {name!r} {problem}")
+        seen.schema, seen.columns = schema, stored.fields.keys()
         return file
+
+
+@dataclass
+class _Seen:
+    """The last file that could be read: others of a table are mostly like it, and to look through columns takes time.
+
+    Attributes:
+        schema: from :func:`_described`.
+        columns: their names.
+    """
+
+    schema: object = None
+    columns: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -198,6 +228,12 @@ def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
         return batches
     joined: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
     return joined
+
+
+def _described(file: pq.ParquetFile) -> object:
+    """All that a file says of its columns, as something that can be compared."""
+    # Two schemas of Parquet count as equal to pyarrow if their leaves are, whatever these are parts of.
+    return repr(file.schema).partition("\n")[2], file.metadata.metadata
 
 
 def _groups(file: pq.ParquetFile, part: Part) -> Iterator[tuple[int, int, int]]:
