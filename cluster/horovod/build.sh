@@ -2,7 +2,7 @@
 # Builds the patched Horovod wheel for the Python of a virtual environment. Usage: build.sh VENV OUT_DIR
 # The environment holds torch and what setup.cfg's dev extra lists for this build; a C++ compiler and patch are installed.
 set -euo pipefail
-version=0.28.1+mltrain1         # count up with every change of the patches
+version=0.28.1+mltrain2         # count up with every change of the patches
 here=$(cd "$(dirname "$0")" && pwd)
 venv=$(realpath "$1") out=$(realpath -m "$2")
 python=$venv/bin/python

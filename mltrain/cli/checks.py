@@ -162,14 +162,16 @@ print("Gloo and NCCL" if hvd.nccl_built() else "Gloo")
 
 
 def horovod() -> Check:
-    """Horovod is mltrain's build, not the release, and a collective runs."""
+    """Horovod is the build that this mltrain needs, neither the release nor another, and a collective runs."""
+    from mltrain.collectives import HOROVOD_BUILD
+
     build = "build it with `make setup` in mltrain's repository and install the wheel; pip installs the release"
     try:
         found = metadata.version("horovod")
     except metadata.PackageNotFoundError:
         return Check("horovod", "missing", "not installed: training runs with workers: 0 only", build)
-    if "+mltrain" not in found:
-        detail = f"{found} is not mltrain's build (0.28.1+mltrain<N>): it does not survive the loss of a worker"
+    if found != HOROVOD_BUILD:
+        detail = f"{found} is not mltrain's build, {HOROVOD_BUILD}: workers cannot train with it"
         return Check("horovod", "broken", detail, build)
     failed, said = _try(_HOROVOD)
     if failed:

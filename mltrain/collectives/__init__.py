@@ -2,9 +2,9 @@
 
 from mltrain.collectives.interface import Collectives, Handle, Membership
 from mltrain.collectives.local import LocalCollectives
-from mltrain.collectives.rendezvous import RendezvousServer
+from mltrain.collectives.rendezvous import HOROVOD_BUILD, RendezvousServer
 
-__all__ = ["Collectives", "Handle", "LocalCollectives", "Membership", "RendezvousServer", "create"]
+__all__ = ["HOROVOD_BUILD", "Collectives", "Handle", "LocalCollectives", "Membership", "RendezvousServer", "create"]
 
 
 def create(name: str, *, device: str = "cpu") -> Collectives:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mltrain.collectives.interface import Handle, Membership
 from mltrain.collectives.local import LocalCollectives
 from mltrain.collectives.packing import pack, unpack
+from mltrain.collectives.rendezvous import HOROVOD_BUILD
 from mltrain.collectives.waiting import OPERATION_DEADLINE_S, Waiting, wait_until
 from mltrain.errors import CollectiveAborted, MissingDependencyError
 
@@ -173,16 +174,17 @@ class _HorovodHandle:
 
 def _import_horovod() -> Any:
     try:
+        import horovod
         import horovod.torch as hvd
     except ImportError as error:
         raise MissingDependencyError(
             f"Horovod is not installed ({error}). Training on workers needs mltrain's patched build: run `make setup` "
             "in mltrain's repository, or set train.workers=0 to train in this process."
         ) from error
-    if not hasattr(hvd, "abort"):
+    if horovod.__version__ != HOROVOD_BUILD:
         raise MissingDependencyError(
-            "The Horovod that is installed lacks mltrain's patches (hvd.abort is missing): run `make setup`, then "
-            "`mltrain doctor`."
+            f"Horovod {horovod.__version__} is installed, and workers need mltrain's build {HOROVOD_BUILD}: run `make "
+            "setup` in mltrain's repository, then `mltrain doctor`."
         )
     return hvd
 

@@ -1,7 +1,7 @@
 """The rendezvous of one generation: where its ranks tell each other which addresses to connect to, over HTTP.
 
 Horovod needs one request a rank: ``POST /<scope>/<rank>/<size>`` brings one part for each rank, all of one length and
-in rank order, and is answered, once all ranks have come, with what each of them brought for this one (patch 0007 of
+in rank order, and is answered, once all ranks have come, with what each of them brought for this one (patch 0008 of
 cluster/horovod). Beside that there are keys: PUT, and a GET that waits for its key, though for `HOLD_S` at most, so
 that an aborted rank is not kept.
 """
@@ -12,6 +12,8 @@ import socket
 import threading
 from dataclasses import dataclass, field
 
+# The build of Horovod that asks so (cluster/horovod/build.sh).
+HOROVOD_BUILD = "0.28.1+mltrain2"
 # How long a GET waits for its key before it answers 404, and is asked again.
 HOLD_S = 0.05
 # All ranks of a generation come at once.
@@ -89,8 +91,6 @@ class RendezvousServer:
         if method == "GET":
             await asyncio.wait([key], timeout=HOLD_S)
             return ("200 OK", key.result()) if key.done() else ("404 Not Found", b"")
-        if method == "DELETE":
-            return "200 OK", b""
         raise ValueError(f"{method} is not known here")
 
     async def _exchange(self, scope: str, rank: int, size: int, parts: bytes) -> bytes:

@@ -1,15 +1,27 @@
 """The contract of collectives, kept by every implementation, among real processes."""
 
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import struct
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import torch
 
 from mltrain.collectives import Collectives, LocalCollectives, Membership
 from mltrain.errors import CollectiveAborted
-from tests.support.ranks import Ranks
+from tests.support.processes import wait_until
+from tests.support.ranks import Rank, Ranks
 
 BIG = 4_000_000
+MANY = 16_000_000
+# Deadline of what must end long before.
+_LONG_S = 40.0
 
 
 def _sum(made: Collectives, size: int) -> bool:
@@ -53,6 +65,86 @@ def _wait_for_ever(made: Collectives) -> None:
 def _sum_for_ever(made: Collectives) -> None:
     while True:
         made.allreduce_sum(torch.ones(BIG), "again").wait()
+
+
+def _join(made: Collectives, membership: Membership, deadline_s: float) -> None:
+    made.join(membership, deadline_s)
+
+
+def _broadcast_for_ever(made: Collectives, root: int) -> None:
+    """By the library itself, which knows nothing of an abort but what it is told by its connections."""
+    import horovod.torch as hvd
+
+    tensor = torch.ones(MANY)
+    while True:
+        try:
+            hvd.broadcast_(tensor, root, name="again")
+        except Exception as error:  # HorovodInternalError, or ValueError from the next
+            raise CollectiveAborted(str(error)) from error
+
+
+def _held(_: Collectives) -> tuple[int, int]:
+    process = psutil.Process()
+    return process.num_fds(), process.num_threads()
+
+
+def _places(_: Collectives) -> tuple[int, int, int, int]:
+    import horovod.torch as hvd
+
+    return hvd.local_rank(), hvd.local_size(), hvd.cross_rank(), hvd.cross_size()
+
+
+def _hierarchical(_: Collectives, operation: str) -> str:
+    import horovod.torch as hvd
+
+    os.environ[f"HOROVOD_HIERARCHICAL_{operation}"] = "1"
+    try:
+        hvd.init()
+    except NotImplementedError as error:
+        return str(error)
+    finally:
+        del os.environ[f"HOROVOD_HIERARCHICAL_{operation}"]
+    return "not refused"
+
+
+@contextlib.contextmanager
+def _silent_port() -> Iterator[int]:
+    """A port where requests to connect are lost without a word, as on a host that has lost power."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        for high in range(64, 256):
+            # Of two addresses Gloo's greater one connects; it compares ports by their lower byte first.
+            with contextlib.suppress(OSError):
+                listener.bind(("127.0.0.1", high << 8))
+                break
+        listener.listen(0)
+        # Nobody accepts: the first fills the queue.
+        stack.enter_context(socket.create_connection(listener.getsockname()))
+        yield listener.getsockname()[1]
+
+
+def _pretend_to_be_rank_1(rendezvous: str, port: int) -> None:
+    """Gives rank 0 of 2 a Gloo address: a sockaddr_storage and a number, unset."""
+    address = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s", port, socket.inet_aton("127.0.0.1"))
+    part = address.ljust(128, b"\0") + struct.pack("=q", -1)
+    connection = http.client.HTTPConnection(rendezvous, timeout=_LONG_S)
+    connection.request("POST", "/global/1/2", part * 2)
+    assert connection.getresponse().status == 200
+
+
+def _wait_for_transfers(sender: Rank) -> None:
+    begun = sender.bytes_written()
+    wait_until(lambda: sender.bytes_written() > begun + 4 * MANY, 30.0, "transfer")
+
+
+def _assert_abort_frees(rank: Rank, call: int) -> None:
+    """The goal is 0.1 s; the bound is for a machine that does much else."""
+    began = time.monotonic()
+    rank.call("abort")
+    with pytest.raises(CollectiveAborted):
+        rank.receive(call)
+    rank.call(_leave)
+    assert time.monotonic() - began < _LONG_S / 4
 
 
 class CollectivesContract:
@@ -156,6 +248,56 @@ class DistributedContract(CollectivesContract):
 
 class TestHorovod(DistributedContract):
     name = "horovod"
+
+    def test_abort_frees_a_rank_that_connects_to_a_host_that_does_not_answer(self, ranks: Ranks) -> None:
+        (call,) = ranks.form(ranks.all[:1], deadline_s=_LONG_S, size=2)
+        with _silent_port() as port:
+            _pretend_to_be_rank_1(ranks.rendezvous, port)
+            wait_until(lambda: ranks.all[0].connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
+            _assert_abort_frees(ranks.all[0], call)
+
+    def test_abort_frees_a_rank_whose_rendezvous_does_not_answer(self, ranks: Ranks) -> None:
+        rank = ranks.all[0]
+        with _silent_port() as port:
+            call = rank.send(_join, Membership(1, 0, 2, rendezvous=f"127.0.0.1:{port}", interface="lo"), _LONG_S)
+            wait_until(lambda: rank.connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
+            _assert_abort_frees(rank, call)
+
+    @pytest.mark.parametrize("root", [0, 1], ids=["sending", "receiving"])
+    def test_abort_frees_a_rank_in_the_middle_of_a_transfer(self, ranks: Ranks, root: int) -> None:
+        members = ranks.all[:2]
+        # It may be between two transfers once; that is much shorter than they are.
+        for _ in range(3):
+            Ranks.gather(members, ranks.form(members, deadline_s=_LONG_S))
+            calls = [member.send(_broadcast_for_ever, root) for member in members]
+            _wait_for_transfers(members[root])
+            members[1].signal(signal.SIGSTOP)
+            try:
+                _assert_abort_frees(members[0], calls[0])
+            finally:
+                members[1].signal(signal.SIGCONT)
+            _assert_abort_frees(members[1], calls[1])
+
+    def test_forming_again_and_again_keeps_no_threads_or_files(self, ranks: Ranks) -> None:
+        members = ranks.all[:2]
+        held = []
+        for count in (3, 20):
+            for _ in range(count):
+                ranks.formed(members)
+                Ranks.each(members, _sum, 1000)
+                Ranks.each(members, _leave)
+            held.append(members[0].call(_held))
+        # A thread may be about to end. One that is kept, or a file, would be twenty.
+        assert all(after < before + 10 for before, after in zip(*held, strict=True)), held
+
+    def test_ranks_within_and_across_nodes_are_those_of_the_membership(self, ranks: Ranks) -> None:
+        Ranks.gather(ranks.all, ranks.form(ranks.all))
+        assert Ranks.each(ranks.all, _places) == [(rank, 3, 0, 1) for rank in range(3)]
+        Ranks.each(ranks.all, _leave)
+
+    @pytest.mark.parametrize("operation", ["ALLREDUCE", "ALLGATHER"])
+    def test_hierarchical_operations_are_refused(self, ranks: Ranks, operation: str) -> None:
+        assert "connects all ranks once" in ranks.all[0].call(_hierarchical, operation)
 
 
 class TestTorch(DistributedContract):

@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from mltrain import collectives
 from mltrain.collectives import Collectives, Membership, RendezvousServer
 
@@ -73,9 +75,21 @@ class Rank:
         return self.receive(self.send(function, *arguments))
 
     def kill(self) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self._process.join()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def connections(self, status: str) -> int:
+        """How many TCP connections it has in a state, as psutil calls it."""
+        found = psutil.Process(self._process.pid).net_connections("tcp")
+        return sum(connection.status == status for connection in found)
+
+    def bytes_written(self) -> int:
+        """To files and connections, since it began."""
+        return int(psutil.Process(self._process.pid).io_counters().write_chars)
 
     def _receive(self, wanted: int) -> object:
         while wanted not in self._replies:
@@ -95,7 +109,7 @@ class Ranks:
         for rank in self.all:
             rank.ready()
         self.generation = 0
-        self._servers: list[RendezvousServer] = []
+        self._server = RendezvousServer()
 
     def __enter__(self) -> "Ranks":
         return self
@@ -106,24 +120,28 @@ class Ranks:
         for rank in self.all:
             if rank._process.is_alive():
                 rank.kill()
-        for server in self._servers:
-            server.close()
+        self._server.close()
 
     def replace(self, number: int) -> None:
         """Kills a rank's process; another is in its place for whoever needs one next."""
         self.all[number].kill()
         self.all[number] = Rank(self._name)
 
+    @property
+    def rendezvous(self) -> str:
+        """Address of the newest generation's server."""
+        return self._server.address
+
     def form(self, members: Sequence[Rank], deadline_s: float = 30.0, size: int | None = None) -> list[int]:
         """Starts to join ``members``; returns the calls to wait for."""
         self.generation += 1
-        server = RendezvousServer()
-        self._servers.append(server)
+        self._server.close()
+        self._server = RendezvousServer()
         size = len(members) if size is None else size
         return [
             member.send(
                 _join,
-                Membership(self.generation, rank, size, rank, size, 0, 1, "localhost", "lo", server.address),
+                Membership(self.generation, rank, size, rank, size, 0, 1, "localhost", "lo", self._server.address),
                 deadline_s,
             )
             for rank, member in enumerate(members)

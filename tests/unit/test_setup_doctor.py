@@ -7,6 +7,7 @@ import pytest
 
 from mltrain.cli import checks
 from mltrain.cli.doctor import exit_code
+from mltrain.collectives import HOROVOD_BUILD
 from mltrain.features import packages
 
 
@@ -129,17 +130,18 @@ class TestHorovod:
         assert row.status == "missing"
         assert "make setup" in row.remedy
 
-    def test_the_release_is_broken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        _distribution(tmp_path, "horovod", "0.28.1")
+    @pytest.mark.parametrize("version", ["0.28.1", "0.28.1+mltrain1"], ids=["release", "older"])
+    def test_another_build_is_broken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+        _distribution(tmp_path, "horovod", version)
         monkeypatch.syspath_prepend(tmp_path)
         row = checks.horovod()
         assert row.status == "broken"
-        assert "0.28.1 is not mltrain's build" in row.detail
+        assert f"{version} is not mltrain's build" in row.detail
 
     def test_ours_that_cannot_be_loaded_is_broken_with_the_reason(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _distribution(tmp_path, "horovod", "0.28.1+mltrain1")
+        _distribution(tmp_path, "horovod", HOROVOD_BUILD)
         (tmp_path / "horovod").mkdir()
         (tmp_path / "horovod" / "__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open')")
         monkeypatch.syspath_prepend(tmp_path)
@@ -149,7 +151,7 @@ class TestHorovod:
         assert "libcudart.so.13: cannot open" in row.detail
 
     def test_ours_by_name_without_the_patches_is_broken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        _distribution(tmp_path, "horovod", "0.28.1+mltrain1")
+        _distribution(tmp_path, "horovod", HOROVOD_BUILD)
         (tmp_path / "horovod").mkdir()
         (tmp_path / "horovod" / "__init__.py").touch()
         (tmp_path / "horovod" / "torch.py").touch()
