@@ -66,6 +66,7 @@ def resumable(function: Command) -> Command:
 
 
 def _stopped(out: Output, message: str, resume_command: str) -> int:
+    out.close()
     click.echo(message, err=True)
     out.result({"status": "stopped", "resume_command": resume_command}, f"to go on: {resume_command}")
     return StoppedError.exit_code

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 
 from mltrain.progress import Passing, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+
+    from mltrain.cli.live import Screen, TrainingView
 
 Format = Literal["text", "json"]
 
@@ -38,6 +40,8 @@ class Output:
         self._pending = False
         self._console: Console | None = None
         self._status: Status | None = None
+        self._view: TrainingView | None = None
+        self._screen: Screen | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -45,10 +49,17 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is shown of progress: what is printed now is alone."""
+        self._flush()
         if self._status is not None:
             self._status.stop()
             self._status = None
-        self._flush()
+        if self._screen is not None:
+            self._screen.stop()
+        self._screen = self._view = None
 
     def progress(self, line: str) -> None:
         """Shows how the work goes: every line that says what happened, and of those that only pass one a second."""
@@ -57,7 +68,10 @@ class Output:
             self._flush()
         self._latest, self._pending = line, True
         console = self._stderr()
-        if console.is_terminal:
+        if self._view is not None and self._view.begun():
+            self._watch(self._view)
+            self._flush()
+        elif console.is_terminal:
             # At the bottom, beside a spinner; it goes up among the others when the next one comes.
             from rich.markup import escape
 
@@ -67,6 +81,32 @@ class Output:
             self._status.update(escape(line))
         elif not isinstance(line, Passing) or time.monotonic() - self._shown_at >= _LINE_EVERY_S:
             self._flush()
+
+    def training(self, metric: str, mode: str) -> Progress:
+        """`progress` of one training: on a terminal with a view of it, below the lines.
+
+        Args:
+            metric: the objective.
+            mode: ``min`` or ``max``.
+        """
+        if not self._stderr().is_terminal or self._stderr().is_dumb_terminal:
+            return self.progress
+        from mltrain.cli.live import TrainingView
+
+        self._view = TrainingView(self.progress, metric, mode)
+        return self._view
+
+    def _watch(self, view: "TrainingView") -> None:
+        """Shows the view in the place of the spinner, from the first line after the training began."""
+        if self._screen is not None:
+            return
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        from mltrain.cli.live import Screen
+
+        self._screen = Screen(self._stderr(), view, stdout=sys.stdout.isatty())
+        self._screen.start()
 
     def step(self, name: str) -> Progress:
         """`progress` with the name of a part of the work before every line."""
@@ -78,7 +118,7 @@ class Output:
             return
         self._pending, self._shown_at = False, time.monotonic()
         line = f"[{self._shown_at - self._started:7.1f} s] {self._latest}"
-        if self._status is not None:
+        if self._status is not None or self._screen is not None:
             self._stderr().print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)  # noqa: T201
@@ -95,7 +135,7 @@ class Output:
 
         A reader that leaves early (``| head``) has what it wants: the work is done all the same.
         """
-        self.__exit__(None, None, None)
+        self.close()
         _print(_json(data) if self.format == "json" else _rendered(text))
 
 
@@ -232,6 +272,18 @@ def error(message: str, exit_code: int, format: Format) -> None:
         _print(_json({"error": message, "exit_code": exit_code}))
 
 
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Writes to what is ``sys.stderr`` now: above a view, while there is one."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The present ``sys.stderr``."""
+        return sys.stderr
+
+
 def log_path() -> Path:
     """Where this process's log goes, beside those of the engines that it starts."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -249,7 +301,7 @@ def configure_logging(debug: bool) -> Path:
         path = Path(tempfile.gettempdir()) / path.name
         file = logging.FileHandler(path, delay=True, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    terminal = logging.StreamHandler()
+    terminal = _Terminal()
     terminal.setLevel(logging.DEBUG if debug else logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     if not debug:

@@ -8,7 +8,7 @@ import click
 
 from mltrain.cli.options import common, config_options, example, root_of
 from mltrain.cli.output import Output, Table, short, table
-from mltrain.cli.tables import best_line, events_table, metrics_table, trials_table
+from mltrain.cli.tables import best_line, events_table, metrics_table, story_table, trials_table
 
 _root = click.option("--root", metavar="URI", help="Where the runs are: a path or a URI.", show_default="./out")
 _WIDE = (
@@ -62,7 +62,8 @@ def show(out: Output, run_id: str, config: str | None, overrides: Sequence[str],
         parts.append(table(["setting", "value"], _settings(row), "What its config set"))
     if row["metrics"]:
         parts.append(metrics_table(row["metrics"], _metrics_title(row), metric))
-    out.result(row, *parts, events_table(row["events"], metric))
+    told = events_table(row["events"], metric) if row["kind"] == "sweep" else story_table(row["story"])
+    out.result(row, *parts, told)
 
 
 @runs.command(epilog=example("mltrain runs plot adult-20261123t115242-f95927 --root s3://ml/prod --out plots/"))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mltrain.cli.output import Table, short, table
+from mltrain.progress import clock
 
 if TYPE_CHECKING:
     from mltrain.tune import SweepResult
@@ -17,6 +18,8 @@ _NOT_SHOWN = {
     "parts", "stall_s", "waited_s", "seconds",
 }  # fmt: skip
 _PROSE = ("metrics", "reason", "error")
+# So many lines of a story are shown.
+_TOLD = 60
 # An internal mark of the log: when an attempt's first object was written.
 _OPENED = "log opened"
 
@@ -91,6 +94,14 @@ def metrics_table(metrics: Mapping[str, float], title: str, first: str = "") -> 
     splits = [split for split in known if any(split in values for values in by_name.values())]
     rows = [[name, *(values.get(split) for split in splits)] for name, values in by_name.items()]
     return table(["metric", *splits], rows, title)
+
+
+def story_table(story: Sequence[Mapping[str, Any]]) -> Table:
+    """What happened to a training, a sentence a row; of a long story the beginning and the end."""
+    rows = [[clock(chapter["seconds"]), chapter["text"]] for chapter in story]
+    if (left_out := len(rows) - _TOLD) > 0:
+        rows[1 : 1 + left_out] = [["…", f"{left_out} lines are left out here; --output json has them"]]
+    return table(["after", "what happened"], rows)
 
 
 def events_table(events: Sequence[Mapping[str, Any]], metric: str) -> Table:

@@ -30,7 +30,8 @@ def run(out: Output, config: str | None, overrides: Sequence[str], run_id: str |
     experiment = configs.load_experiment(needed(config), overrides)
     from mltrain import train as trainings
 
-    result = trainings.run(experiment, run_id=run_id, progress=out.progress)
+    goal = experiment.objective
+    result = trainings.run(experiment, run_id=run_id, progress=out.training(goal.metric, goal.mode))
     out.result(
         result.to_json(),
         f"run {result.run_id} {result.status} after {result.step} steps ({result.wall_s:.1f} s): {result.reason}",

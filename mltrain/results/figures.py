@@ -12,8 +12,8 @@ _PANEL = (4.6, 3.4)
 _DPI = 144
 
 
-def figure(panels: int) -> "Figure":
-    """An empty figure with room for so many panels.
+def figure(panels: int, more: float = 0.0) -> "Figure":
+    """An empty figure with room for so many panels, and ``more`` inches of height below them.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -23,7 +23,7 @@ def figure(panels: int) -> "Figure":
     except ImportError as error:
         raise MissingDependencyError(f"plots need matplotlib ({error}): pip install 'mltrain[notebook]'") from error
     rows, columns = grid(panels)
-    return Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.4), layout="constrained")
+    return Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.4 + more), layout="constrained")
 
 
 def grid(panels: int) -> tuple[int, int]:

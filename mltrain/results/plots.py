@@ -9,17 +9,22 @@ import pyarrow as pa
 
 from mltrain.errors import NotFoundError
 from mltrain.results import figures
-from mltrain.results.log import read_metrics
+from mltrain.results.band import CHECKPOINT, DRAIN, LOSS, STALL, Band, band
+from mltrain.results.log import read_events, read_metrics
 from mltrain.results.table import get, runs
 from mltrain.results.trials import objective_of, space_of, trials_of
-from mltrain.storage import open_store
+from mltrain.storage import Store, open_store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Curves of more steps than this are means of so many intervals, the same for all runs in a picture.
 _INTERVALS = 60
 _NAMED = 12
+# Inches of a band of workers, and how what happened is drawn in it: a marker and a colour.
+_BAND = 1.1
+_MARKS = {LOSS: ("X", "C3"), DRAIN: ("v", "C1"), STALL: ("s", "C4"), CHECKPOINT: ("|", "0.35")}
 
 
 def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]:
@@ -54,16 +59,21 @@ def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]
     store = open_store(root)
     histories = {name: read_metrics(store, run_id) for run_id, name in names.items()}
     more = f"-and-{len(run_ids) - 1}-more" if len(run_ids) > 1 else ""
-    return [*files, learning_curves(histories, list(objectives), directory / f"{run_ids[0]}{more}-curves.png")]
+    below = _band_of(store, run_ids[0], histories) if list(histories) == list(run_ids) and not more else None
+    file = directory / f"{run_ids[0]}{more}-curves.png"
+    return [*files, learning_curves(histories, list(objectives), file, below)]
 
 
-def learning_curves(histories: Mapping[str, pa.Table], objectives: Sequence[str], file: Path) -> Path:
+def learning_curves(
+    histories: Mapping[str, pa.Table], objectives: Sequence[str], file: Path, workers: Band | None = None
+) -> Path:
     """The objective, and the loss in training and on the objective's split, over steps: a line a run.
 
     Args:
         histories: by name, as :func:`mltrain.results.read_metrics` answers. The first is drawn on top of the others.
         objectives: metrics that the runs were judged by.
         file: the picture.
+        workers: drawn below the curves.
 
     Raises:
         NotFoundError: no run has metrics.
@@ -75,8 +85,11 @@ def learning_curves(histories: Mapping[str, pa.Table], objectives: Sequence[str]
     if not names:
         raise NotFoundError(f"nothing to draw: {', '.join(histories) or 'no run'} recorded no metrics")
     last = max((max(history["step"].to_pylist(), default=0) for history in histories.values()), default=0)
-    figure = figures.figure(len(names))
-    axes = figure.subplots(1, len(names), squeeze=False).flatten()
+    figure = figures.figure(len(names), 0.0 if workers is None else _BAND)
+    # A panel a row from its curve to its band, so that what happened stands below what it did to the curve.
+    rows, ratios = (1, None) if workers is None else (2, (3.4, _BAND))
+    grid = figure.subplots(rows, len(names), squeeze=False, sharex="col", height_ratios=ratios)
+    axes = grid[0]
     colors = _colors(len(histories))
     for axis, name in zip(axes, names, strict=True):
         limits = []
@@ -88,7 +101,11 @@ def learning_curves(histories: Mapping[str, pa.Table], objectives: Sequence[str]
             if len(values) > 1:
                 limits += [min(values), max(values)]
         _limit(axis, limits)
-        axis.set(title=name, xlabel="step")
+        axis.set(title=name)
+    for axis in grid[-1]:
+        axis.set(xlabel="step")
+    if workers is not None:
+        _draw_band(figure, grid, workers)
     if len(histories) > 1:
         handles, labels = axes[0].get_legend_handles_labels()
         entries = list(zip(handles[::-1], labels[::-1], strict=True))[:_NAMED]
@@ -140,6 +157,36 @@ def sweep_overview(
         axis.remove()
     figure.suptitle(f"{file.stem.removesuffix('-sweep')}: {len(trials)} trials", fontsize="medium")
     return figures.save(figure, file)
+
+
+def _band_of(store: Store, run_id: str, histories: Mapping[str, pa.Table]) -> Band | None:
+    """What to draw below the curves of a single run; None if it had no workers to lose."""
+    steps = histories[run_id]["step"].to_pylist()
+    events = sorted(read_events(store, run_id), key=lambda event: (event["attempt"], event["time"]))
+    made = band(events, max(steps, default=0))
+    return made if made.spans else None
+
+
+def _draw_band(figure: "Figure", grid: Any, workers: Band) -> None:
+    """How many workers there were, step by step; below it marks, and lines through the curves where one was lost."""
+    most = max(span.workers for span in workers.spans)
+    edges = [workers.spans[0].first, *(span.last for span in workers.spans)]
+    lost = sorted({mark.step for mark in workers.marks if mark.kind == LOSS})
+    for curve, axis in zip(*grid, strict=True):
+        axis.stairs([span.workers for span in workers.spans], edges, fill=True, color="C0", alpha=0.35)
+        for kind, (marker, color) in _MARKS.items():
+            if steps := [mark.step for mark in workers.marks if mark.kind == kind]:
+                height = most * (0.12 if kind == CHECKPOINT else 1.35)
+                axis.scatter(steps, [height] * len(steps), marker=marker, color=color, s=30, label=kind, clip_on=False)
+        for step in lost:
+            curve.axvline(step, color="C3", linewidth=0.8, linestyle=":", zorder=0)
+        axis.set(ylim=(0, most * 1.7))
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.set_yticks(range(0, most + 1, max(1, most // 4)))
+    grid[1][0].set(ylabel="workers")
+    handles, labels = grid[1][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), fontsize="small")
 
 
 def _points(

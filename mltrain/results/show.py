@@ -3,17 +3,19 @@
 from typing import Any
 
 from mltrain.results.log import read_events, run_path
+from mltrain.results.story import story
 from mltrain.results.table import get, runs
-from mltrain.results.trials import parameters, space_of, trials_of
+from mltrain.results.trials import objective_of, parameters, space_of, trials_of
 from mltrain.storage import Store, open_store
 
 _MANY = 200
 
 
 def show(root: str, run_id: str) -> dict[str, Any]:
-    """A run's latest row with its last 200 ``events``.
+    """A run's latest row with its last 200 ``events``, and all of them as a ``story``: ``seconds`` and ``text``.
 
-    A trial has its ``parameters`` too, by dotted key; a sweep the rows of its ``trials``, each with its parameters.
+    A trial has its ``parameters`` too, by dotted key; a sweep has no story, but the rows of its ``trials``, each with
+    its parameters.
 
     Raises:
         NotFoundError: there is no such run.
@@ -28,7 +30,9 @@ def show(root: str, run_id: str) -> dict[str, Any]:
     row["events"] = events[-_MANY:]
     if row["kind"] == "sweep":
         row["trials"] = trials_of(runs(root), row)
-    elif row["sweep_id"] is not None:
+        return row
+    row["story"] = [{"seconds": c.at_s, "text": c.text} for c in story(events, objective_of(row)[0])]
+    if row["sweep_id"] is not None:
         row["parameters"] = parameters(row, _varied(store, row["sweep_id"]))
     return row
 

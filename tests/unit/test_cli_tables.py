@@ -7,7 +7,7 @@ import pytest
 
 from mltrain import config, results
 from mltrain.cli.app import run
-from mltrain.cli.tables import best_line, short_names, trials_table
+from mltrain.cli.tables import best_line, events_table, short_names, story_table, trials_table
 from mltrain.storage import open_store
 from tests.unit.test_results_table import row
 
@@ -97,16 +97,29 @@ def test_runs_show_of_a_training_says_what_differs_from_the_defaults(
     assert "heartbeat" not in shown
 
 
-def test_events_are_a_line_each_with_rounded_numbers(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_happened_to_a_training_is_told(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, "runs", "show", "alone", "--root", root)
-    events = [line.split(maxsplit=2)[2] for line in shown[shown.index("time (UTC)") :].splitlines()[2:]]
-    assert [" ".join(event.split()) for event in events] == [
-        "run started step 0 dataset dddddddddddd",
-        f"evaluation step 7 {OBJECTIVE} 0.5123",
-        "run finished step 7 all steps done",
+    assert [" ".join(line.split()) for line in shown[shown.index("what happened") :].splitlines()[2:]] == [
+        "0:00 started",
+        f"0:00 evaluation after step 7 ({OBJECTIVE} 0.5123)",
+        "0:00 finished after step 7: all steps done",
     ]
     stored = results.show(root, "alone")["events"]
     assert [event["time"] for event in stored] == sorted(event["time"] for event in stored)
+
+
+def test_of_a_long_story_the_beginning_and_the_end_are_shown() -> None:
+    shown = story_table([{"seconds": 60.0 * n, "text": f"chapter {n}"} for n in range(1000)]).rows
+    assert len(shown) == 61
+    assert list(shown[0]) == ["0:00", "chapter 0"]
+    assert list(shown[1]) == ["…", "940 lines are left out here; --output json has them"]
+    assert list(shown[2]) == ["15:41:00", "chapter 941"]
+
+
+def test_events_of_a_sweep_are_a_line_each_with_rounded_numbers() -> None:
+    trial = {"trial": f"{SWEEP}-001", "metrics": {OBJECTIVE: 0.512345678, "train/auc": 0.9}}
+    shown = events_table([{"time": 0.0, "event": "trial finished", "attempt": 1, **trial}], OBJECTIVE)
+    assert [list(row) for row in shown.rows] == [["01-01 00:00:00", "trial finished", f"trial 001  {OBJECTIVE} 0.5123"]]
 
 
 def test_a_trial_without_a_result_comes_last() -> None:

@@ -154,7 +154,7 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
 def test_show_answers_row_events_and_trials(tmp_path: Path) -> None:
     root = str(tmp_path)
     recorded(tmp_path, "s-1", steps=2)
-    results.append(root, row("s-1", kind="trial", sweep_id="s"))
+    results.append(root, row("s-1", kind="trial", sweep_id="s", config=TRIAL))
     results.append(root, row("s", kind="sweep", config=TRIAL))
     assert [trial["run_id"] for trial in results.show(root, "s")["trials"]] == ["s-1"]
     assert results.show(root, "s-1")["events"][0]["event"] == "log opened"

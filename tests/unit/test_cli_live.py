@@ -1,0 +1,81 @@
+"""What the live view of a training says, from what it was told."""
+
+import time
+from typing import Any
+
+from mltrain.cli.live import TrainingView
+from mltrain.progress import Passing, Watcher
+
+
+def started(**changes: Any) -> tuple[TrainingView, list[str]]:
+    lines: list[str] = []
+    view = TrainingView(lines.append, "validation/auc", "max")
+    view.event("run started", {"step": 0, "steps": 1000, "steps_per_epoch": 500, "workers": 3, **changes})
+    return view, lines
+
+
+def done(view: TrainingView, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        view.step(step, {"train/rows": 128.0})
+
+
+def test_it_says_how_far_how_fast_and_how_long() -> None:
+    view, _ = started(step=100)
+    view.lines(0.0)
+    # Nothing is known of the speed before the first step.
+    done(view, 101, 101)
+    assert view.lines(30.0)[1] == "step 101 of 1,000 · epoch 0.2 of 2.0"
+    done(view, 102, 121)
+    assert view.lines(32.0)[1:] == [
+        "step 121 of 1,000 · epoch 0.2 of 2.0 · ETA 1:27",
+        "10 steps/s · 1,280 samples/s · no checkpoint yet",
+    ]
+    # The speed is that of the last ten seconds, the time left that of the last minutes.
+    for second in range(33, 60):
+        done(view, second + 89, second + 89)
+        lines = view.lines(float(second))
+    assert lines[1].endswith("ETA 8:45") and lines[2].startswith("1 steps/s · 128 samples/s")
+    assert view.share() == 0.148
+
+
+def test_it_counts_workers_and_losses() -> None:
+    view, _ = started()
+    for worker in "abc":
+        view.event("worker started", {"worker": worker, "node": "n"})
+    assert view.lines(0.0)[0] == "starting · 0 of 3 workers (3 on the way) · generation 0 · 0 losses survived"
+    view.event("generation formed", {"generation": 1, "members": ["a", "b", "c"]})
+    view.event("training", {"generation": 1, "step": 0})
+    assert view.lines(0.0)[0] == "training · 3 of 3 workers · generation 1 · 0 losses survived"
+    view.event("worker lost", {"worker": "a", "generation": 1})
+    assert view.lines(0.0)[0].startswith("going on without it · 2 of 3 workers · generation 1 · 1 loss survived")
+    view.event("worker started", {"worker": "d", "node": "n"})
+    view.event("generation formed", {"generation": 2, "members": ["b", "c"]})
+    view.event("training", {"generation": 2, "step": 7})
+    assert view.lines(0.0)[0] == "training · 2 of 3 workers (1 on the way) · generation 2 · 1 loss survived"
+    # One that never took part was no loss to survive.
+    view.event("worker lost", {"worker": "d", "generation": None})
+    assert view.lines(0.0)[0] == "training · 2 of 3 workers · generation 2 · 1 loss survived"
+    for worker in "bc":
+        view.event("worker lost", {"worker": worker, "generation": 2})
+    assert view.lines(0.0)[0].startswith("waiting for workers · 0 of 3 workers")
+
+
+def test_it_has_the_objective_and_the_last_checkpoint() -> None:
+    view, lines = started(workers=0)
+    assert view.lines(0.0)[2] == "no checkpoint yet"
+    for step, value in ((100, 0.7), (200, 0.9), (300, 0.8)):
+        view.event("evaluation", {"step": step, "metrics": {"validation/auc": value}})
+    view.event("checkpoint", {"step": 300})
+    assert view.lines(time.monotonic())[2:] == [
+        "checkpoint after step 300, 0:00 ago",
+        "validation/auc 0.8000, best 0.9000 after step 200",
+    ]
+    # What it shows need not be said, but what happened is.
+    view(Passing("an evaluation"))
+    view("an evaluation, the best so far")
+    assert lines == ["an evaluation, the best so far"]
+
+
+def test_it_watches() -> None:
+    assert isinstance(started()[0], Watcher)
+    assert not isinstance([].append, Watcher)
