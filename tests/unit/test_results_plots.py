@@ -7,6 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
 
 from mltrain import results
 from mltrain.errors import NotFoundError, RequestError
@@ -158,3 +159,28 @@ def test_show_answers_row_events_and_trials(tmp_path: Path) -> None:
     results.append(root, row("s", kind="sweep", config=TRIAL))
     assert [trial["run_id"] for trial in results.show(root, "s")["trials"]] == ["s-1"]
     assert results.show(root, "s-1")["events"][0]["event"] == "log opened"
+
+
+def test_below_the_curves_of_a_run_on_workers_is_how_many_there_were(tmp_path: Path, figures: list[Figure]) -> None:
+    with results.RunLog(open_store(tmp_path), "a") as log:
+        log.event("run started", step=0, workers=2)
+        log.event("generation formed", generation=1, members=["x", "y"], reason="")
+        log.event("training", generation=1, step=0)
+        log.event("worker lost", worker="y", generation=1, reason="")
+        log.event("generation formed", generation=2, members=["x"], reason="")
+        log.event("training", generation=2, step=4)
+        for step in range(1, 11):
+            log.metrics(step, {"train/loss": 1 / step})
+    for run_id in ("a", "b"):
+        results.append(str(tmp_path), row(run_id, config=TRIAL))
+    recorded(tmp_path, "b", steps=3)
+    results.plot(str(tmp_path), ["a"], tmp_path)
+    curve, workers = figures[-1].axes
+    assert curve.get_title() == "train/loss" and workers.get_ylabel() == "workers"
+    (stairs,) = (patch for patch in workers.patches if isinstance(patch, StepPatch))
+    assert [list(values) for values in stairs.get_data()[:2]] == [[2, 1], [0, 4, 10]]
+    assert [text.get_text() for text in figures[-1].legends[0].get_texts()] == ["loss"]
+    # Several runs, or one that had no workers, have curves alone.
+    for run_ids in (["a", "b"], ["b"]):
+        results.plot(str(tmp_path), run_ids, tmp_path)
+        assert not any(axis.get_ylabel() == "workers" for axis in figures[-1].axes)
