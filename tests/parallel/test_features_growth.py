@@ -278,7 +278,7 @@ def copied(base: tuple[str, Path], tmp_path: Path) -> tuple[str, Path]:
     [
         ({"base": "nobody"}, "there is no dataset 'nobody' below .* the first time"),
         ({"base": "base@" + "0" * 64}, "there is no dataset 0000"),
-        ({"weight": None, "keep": ["note", "w"]}, "dataset.weight is not what it was"),
+        ({"weight": None, "keep": ["note", "at", "w"]}, "dataset.weight is not what it was"),
         ({"split": {"seed": 3}}, "dataset.split is not what it was"),
         ({"key": ["b", "a"]}, "dataset.key is not what it was"),
         ({"defaults": {"numeric": {"scale": "none", "impute": 1.0}}}, "feature 'x': impute is not what it was"),
