@@ -441,9 +441,10 @@ def test_a_later_table_that_cannot_be_this_dataset_leaves_the_base_as_it_is(
     new = rows(ROWS, ROWS + 20)
     refused(pa.concat_tables([new, rows(10, 12), new.slice(3, 1)]), "3 values occur more than once")
     short = pa.array([[1.0]] * 20, pa.list_(pa.float32()))
-    refused(new.set_column(5, "v", short), "'v'")
-    refused(new.set_column(8, "y", pa.array([None] * 20, pa.int64())), "label 'y' .* is null or NaN in 20 rows")
-    refused(new.set_column(8, "y", pa.array([2] * 20)), "'y'")
+    vector, label = (new.schema.get_field_index(name) for name in ("v", "y"))
+    refused(new.set_column(vector, "v", short), "'v'")
+    refused(new.set_column(label, "y", pa.array([None] * 20, pa.int64())), "label 'y' .* is null or NaN in 20 rows")
+    refused(new.set_column(label, "y", pa.array([2] * 20)), "'y'")
     assert before.verify().ok
 
 

@@ -55,12 +55,16 @@ def build(schema, steps=None, pace_s=0.0, exact=1_000_000):
     return Model(schema, steps, pace_s, exact)
 """
 
-_WAIT_S = 90.0
+_WAIT_S = 180.0
 
 
 def paced(root: Path, address: str, folder: Path, workers: Mapping[str, Any], **train: Any) -> dict[str, Any]:
-    """An endless experiment with the paced model, without evaluations and checkpoints."""
+    """An endless experiment with the paced model, without evaluations and checkpoints.
+
+    Its optimizer does not make large differences of small ones, as Adam does where gradients are small.
+    """
     made = experiment(root, workers=workers, address=address, epochs=10_000, **train)
+    made["train"]["optimizer"] = {"name": "sgd", "lr": 0.01}
     made["train"] |= {"evaluate": {"every": {"epochs": 10_000}}, "checkpoint": {"every": {"steps": 1_000_000}}}
     return faulty(made, folder, PACED_MODEL, steps=str(folder), pace_s=0.03)
 
