@@ -95,12 +95,10 @@ def test_cuts_and_stops_shorter_than_the_deadline_go_unnoticed(
     check_exact(root, "blinks", mapping)
 
 
-@pytest.mark.parametrize("collectives", ["horovod", "torch"])
 def test_two_hosts_that_lose_power_at_once_with_rank_0_on_one_of_them(
-    intact: Hosts, mapping: dict[str, Any], root: Path, collectives: str
+    intact: Hosts, mapping: dict[str, Any], root: Path
 ) -> None:
-    mapping["train"]["collectives"] = collectives
-    with drill(mapping, f"power-{collectives}") as run:
+    with drill(mapping, "power") as run:
         first = run.until("generation formed")["members"][0]
         run.until("training", generation=1)
         run.until_step(0, 10)
@@ -120,7 +118,7 @@ def test_two_hosts_that_lose_power_at_once_with_rank_0_on_one_of_them(
         assert len(grown["members"]) == 2 and grown["members"][0] == survivor
         run.until("training", generation=grown["generation"])
         run.stop()
-    check_exact(root, f"power-{collectives}", mapping)
+    check_exact(root, "power", mapping)
 
 
 def test_a_drained_host_is_left_without_losing_a_step_and_the_last_one_with_a_checkpoint(
