@@ -87,7 +87,8 @@ class TorchCollectives:
         self._connections.close()
         self._connections = _Connections()
         self._alone = None
-        self._aborted.clear()
+        # Another one: a join that was given up still looks at the old one, and ends by it.
+        self._aborted = threading.Event()
 
     def abort(self) -> None:
         self._aborted.set()
