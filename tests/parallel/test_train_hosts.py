@@ -95,10 +95,12 @@ def test_cuts_and_stops_shorter_than_the_deadline_go_unnoticed(
     check_exact(root, "blinks", mapping)
 
 
+@pytest.mark.parametrize("collectives", ["horovod", "torch"])
 def test_two_hosts_that_lose_power_at_once_with_rank_0_on_one_of_them(
-    intact: Hosts, mapping: dict[str, Any], root: Path
+    intact: Hosts, mapping: dict[str, Any], root: Path, collectives: str
 ) -> None:
-    with drill(mapping, "power") as run:
+    mapping["train"]["collectives"] = collectives
+    with drill(mapping, f"power-{collectives}") as run:
         first = run.until("generation formed")["members"][0]
         run.until("training", generation=1)
         run.until_step(0, 10)
@@ -118,7 +120,7 @@ def test_two_hosts_that_lose_power_at_once_with_rank_0_on_one_of_them(
         assert len(grown["members"]) == 2 and grown["members"][0] == survivor
         run.until("training", generation=grown["generation"])
         run.stop()
-    check_exact(root, "power", mapping)
+    check_exact(root, f"power-{collectives}", mapping)
 
 
 def test_a_drained_host_is_left_without_losing_a_step_and_the_last_one_with_a_checkpoint(

@@ -17,7 +17,8 @@ from mltrain.storage import open_store
 from tests.support.training import experiment, faulty, parse, weights
 
 # A model that takes its time for a step, more where a file says so, and leaves a file for every step that it begins.
-# The sums of a part of its gradients, of some MB, are exact.
+# The sums of a part of its gradients, of some MB, are exact. It has no hidden layer: over thousands of steps the ReLUs of
+# one make differences of the last bit a thousand times as large, and a wrong sum could hide behind them.
 PACED_MODEL = """
 import os, time
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch.nn import functional
 
 class Model(TabularMLP):
     def __init__(self, schema, steps, pace_s, exact):
-        super().__init__(schema, (16,), 0.0, None, True)
+        super().__init__(schema, (), 0.0, None, False)
         self.steps, self.pace_s = steps, pace_s
         self.exact = torch.nn.Parameter(torch.zeros(exact))
 
@@ -84,7 +85,7 @@ def check_exact(root: Path, run_id: str, mapping: Mapping[str, Any]) -> None:
         if name == "model.exact":
             np.testing.assert_array_equal(value, expected[name])
         else:
-            np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=2e-6, err_msg=name)
 
 
 class Drill:
