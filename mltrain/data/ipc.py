@@ -18,15 +18,20 @@ _END_OF_STREAM = struct.pack("<II", _CONTINUATION, 0)
 _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH = 2, 3
 _BATCH_BUFFERS = 2
 _FOOTER_BATCHES = 3
+_FRAME = 1 << 12
+"""More than an IPC file has besides its record batch and the schema, which is in it twice."""
 
 
 def encode(batch: pa.RecordBatch) -> pa.Buffer:
     """The bytes of an IPC file that holds ``batch``, uncompressed, every buffer aligned to 64 bytes."""
-    sink = pa.BufferOutputStream()
+    # Buffers of their size from the start: a stream that grows copies what it has, time and again.
+    schema_size = batch.schema.serialize().size
+    room = pa.allocate_buffer(pa.ipc.get_record_batch_size(batch) + 2 * schema_size + _FRAME)
+    sink = pa.FixedSizeBufferWriter(room)
     options = pa.ipc.IpcWriteOptions(use_threads=False)
     with pa.ipc.new_file(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
-    packed = memoryview(sink.getvalue())
+    packed = memoryview(room)[: sink.tell()]
     footer_size = struct.unpack_from("<i", packed, len(packed) - 10)[0]
     footer = bytearray(packed[len(packed) - 10 - footer_size : len(packed) - 10])
     block = _vector(footer, _root(footer), _FOOTER_BATCHES) + 4
@@ -38,14 +43,17 @@ def encode(batch: pa.RecordBatch) -> pa.Buffer:
     padding = -(offset + 8 + len(metadata)) % ALIGNMENT
     metadata += bytes(padding)
     struct.pack_into("<qiiq", footer, block, offset, 8 + len(metadata), 0, new_body_size)
-    out = pa.BufferOutputStream()
+    head = struct.pack("<Ii", _CONTINUATION, len(metadata)) + metadata
+    tail = _END_OF_STREAM + footer + struct.pack("<i", len(footer)) + _MAGIC
+    file = pa.allocate_buffer(offset + len(head) + new_body_size + len(tail))
+    out = pa.FixedSizeBufferWriter(file)
     out.write(packed[:offset])
-    out.write(struct.pack("<Ii", _CONTINUATION, len(metadata)) + metadata)
+    out.write(head)
     for piece, pad in pieces:
         out.write(piece)
         out.write(bytes(pad))
-    out.write(_END_OF_STREAM + footer + struct.pack("<i", len(footer)) + _MAGIC)
-    return out.getvalue()
+    out.write(tail)
+    return file
 
 
 def decode(buffer: pa.Buffer) -> pa.RecordBatch:
