@@ -203,6 +203,8 @@ def _start(app_name: str) -> SparkContext:
             "spark.jars.packages": packages.packages(),
             "spark.jars.excludes": packages.excludes(),
             _ROWS_PER_BATCH: str(_ARROW_ROWS_PER_BATCH),
+            # Packed rows hardly shrink, and packing and unpacking them takes longer than writing and reading more.
+            "spark.shuffle.compress": "false",
         }
     conf.setAll(list(settings.items()))
     gateway = None if submitted or SparkContext._gateway else _launch(conf)

@@ -33,7 +33,7 @@ from mltrain.features.derived import Derived, row_hash
 from mltrain.features.engine import rows_per_batch_at_most
 from mltrain.features.problems import one_each, repeated_keys
 from mltrain.features.rows import Rows
-from mltrain.features.sql import Batches, map_in_arrow
+from mltrain.features.sql import Batches, map_in_arrow, spare_modules
 from mltrain.storage import Store
 from mltrain.transforms import FittedTransforms
 
@@ -228,6 +228,7 @@ def scatter(rows: Rows, identity: pa.Schema, encoder: Encoder) -> tuple[list[Sha
         return shard_answer(encoder, rows, split=split, increment=0, bucket=bucket)
 
     def packed(batches: Batches) -> Batches:
+        spare_modules()
         return parcels.wrap(pack(encoder)(batches), PLACE)
 
     hashed_rows = rows.with_derived(HASH, shard_hash(identity))
@@ -329,7 +330,8 @@ def _as_bytes(matrix: NDArray[Any]) -> pa.Array:
 
 def _from_bytes(rows: pa.ChunkedArray, matrix: Matrix) -> NDArray[Any]:
     """The matrix again, ``[rows, width]``: not by way of one Arrow array, which holds 2 GiB at most."""
-    return np.concatenate([_view(chunk, matrix) for chunk in rows.chunks if len(chunk)])
+    views = [_view(chunk, matrix) for chunk in rows.chunks if len(chunk)]
+    return views[0] if len(views) == 1 else np.concatenate(views)
 
 
 def _view(rows: pa.BinaryArray, matrix: Matrix) -> NDArray[Any]:

@@ -1,5 +1,7 @@
 """Names and values as Spark SQL text, and tasks that see columns under any name."""
 
+import functools
+import gc
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
@@ -29,6 +31,13 @@ def map_in_arrow(frame: DataFrame, run: Callable[[Batches], Batches], schema: St
     numbered = frame.toDF(*(f"c{i}" for i in range(len(names))))
 
     def named(batches: Batches) -> Batches:
+        spare_modules()
         return run(batch.rename_columns(names) for batch in batches)
 
     return numbered.mapInArrow(named, schema)
+
+
+@functools.cache
+def spare_modules() -> None:
+    """Takes what a worker has loaded so far out of garbage collection, once: PySpark looks at it after each task."""
+    gc.freeze()
