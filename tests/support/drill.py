@@ -17,8 +17,8 @@ from mltrain.storage import open_store
 from tests.support.training import experiment, faulty, parse, weights
 
 # A model that takes its time for a step, more where a file says so, and leaves a file for every step that it begins.
-# The sums of a part of its gradients, of some MB, are exact. It has no hidden layer: over thousands of steps the ReLUs of
-# one make differences of the last bit a thousand times as large, and a wrong sum could hide behind them.
+# The sums of a part of its gradients, of some MB, are exact. It has no hidden layer: over thousands of steps the
+# ReLUs of one make differences of the last bit a thousand times as large, and a wrong sum could hide behind them.
 PACED_MODEL = """
 import os, time
 from pathlib import Path
