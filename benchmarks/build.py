@@ -3,9 +3,10 @@
 The build resolves the version, checks every row, fits 13 medians, means and deviations and 26 vocabularies, scatters,
 sorts, hashes and writes shards; the writer reads every column and writes it again. Sides alternate after a warm-up; the
 ratios are of medians: of wall time, and of the processor time of the driver, its JVM and Spark's Python workers, which
-other work on the machine disturbs less.
+other work on the machine disturbs less. ``--scan`` adds the build as it is where tasks cannot read the table's files
+and Spark scans it.
 
-    python benchmarks/build.py [--rows 1000000] [--rounds 3]
+    python benchmarks/build.py [--rows 1000000] [--rounds 3] [--scan]
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import deltalake
 import numpy as np
@@ -27,8 +29,11 @@ from pyspark.sql import SparkSession
 
 from mltrain import features
 from mltrain.config import DatasetFile
+from mltrain.features.parquet import UnreadableError
+from mltrain.features.rows import Rows
 
 FLOATS, INTS, PART = 13, 26, 250_000
+BUILD = "mltrain dataset build"
 
 
 def write_table(path: Path, rows: int) -> None:
@@ -74,51 +79,64 @@ def cpu_seconds() -> float:
     return total
 
 
-def main(rows: int, rounds: int) -> None:
-    """Writes the table, times both sides, prints a table."""
+def main(rows: int, rounds: int, scan: bool) -> None:
+    """Writes the table, times the sides, prints a table."""
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         write_table(here / "table", rows)
         spark = features.session("benchmark build")
         try:
-            sides = compare(spark, here, rounds)
+            sides = compare(spark, here, rounds, scan)
         finally:
             spark.stop()
-    build, parquet = (Spent(*map(statistics.median, zip(*times, strict=True))) for times in sides)
+    middles = {label: Spent(*map(statistics.median, zip(*times, strict=True))) for label, times in sides.items()}
     print(f"rows {rows:,}, {FLOATS} float and {INTS} categorical columns, {rounds} rounds, {spark_cores()} cores")
-    print(f"{'':24}{'seconds':>10}{'M rows/s':>10}{'CPU s':>10}   all rounds")
-    for label, middle, times in (
-        ("mltrain dataset build", build, sides[0]),
-        ("Spark Parquet (zstd)", parquet, sides[1]),
-    ):
-        shown = " ".join(f"{one.wall:.1f}" for one in times)
-        print(f"{label:24}{middle.wall:>10.1f}{rows / middle.wall / 1e6:>10.3f}{middle.cpu:>10.1f}   {shown}")
-    print(f"ratio of rates, build / Parquet: {parquet.wall / build.wall:.2f}")
-    print(f"ratio of rows per CPU second:    {parquet.cpu / build.cpu:.2f}")
+    print(f"{'':28}{'seconds':>10}{'M rows/s':>10}{'CPU s':>10}   all rounds")
+    for label, middle in middles.items():
+        shown = " ".join(f"{one.wall:.1f}" for one in sides[label])
+        print(f"{label:28}{middle.wall:>10.1f}{rows / middle.wall / 1e6:>10.3f}{middle.cpu:>10.1f}   {shown}")
+    build = middles.pop(BUILD)
+    for label, other in middles.items():
+        print(
+            f"{BUILD} / {label}: rates {other.wall / build.wall:.2f}, rows per CPU second {other.cpu / build.cpu:.2f}"
+        )
 
 
-def compare(spark: SparkSession, here: Path, rounds: int) -> tuple[list[Spent], list[Spent]]:
-    """What the builds and the Parquet writes took; the first round of each warms up and does not count."""
-    builds: list[Spent] = []
-    writes: list[Spent] = []
-    for i in range(rounds + 1):
+def compare(spark: SparkSession, here: Path, rounds: int, scan: bool) -> dict[str, list[Spent]]:
+    """What each side took; the first round warms up and does not count."""
+    table = str(here / "table")
+
+    def build(root: str) -> None:
         file = DatasetFile.model_validate(
             {
                 "name": "bench",
-                "root": str(here / f"root-{i}"),
+                "root": str(here / root),
                 "dataset": {
-                    "table": str(here / "table"),
+                    "table": table,
                     "key": ["id"],
                     "label": {"column": "y", "type": "binary"},
                     "features": {"*": {}, "c*": {"type": "categorical"}},
                 },
             }
         )
-        builds.append(spent(functools.partial(features.build, file, spark=spark)))
-        frame = spark.read.format("delta").load(str(here / "table"))
-        writer = frame.write.option("compression", "zstd")
-        writes.append(spent(functools.partial(writer.parquet, str(here / f"parquet-{i}"))))
-    return builds[1:], writes[1:]
+        features.build(file, spark=spark)
+
+    def build_from_scan(root: str) -> None:
+        with mock.patch.object(Rows, "with_files", side_effect=UnreadableError("the benchmark wants Spark's scan")):
+            build(root)
+
+    def write(root: str) -> None:
+        frame = spark.read.format("delta").load(table)
+        frame.write.option("compression", "zstd").parquet(str(here / root))
+
+    sides: dict[str, Callable[[str], None]] = {BUILD: build, "Spark Parquet (zstd)": write}
+    if scan:
+        sides["build from Spark's scan"] = build_from_scan
+    times: dict[str, list[Spent]] = {label: [] for label in sides}
+    for i in range(rounds + 1):
+        for number, (label, work) in enumerate(sides.items()):
+            times[label].append(spent(functools.partial(work, f"{number}-{i}")))
+    return {label: found[1:] for label, found in times.items()}
 
 
 def spark_cores() -> int:
@@ -130,5 +148,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scan", action="store_true", help="also build from Spark's scan of the table")
     arguments = parser.parse_args()
-    main(arguments.rows, arguments.rounds)
+    main(arguments.rows, arguments.rounds, arguments.scan)

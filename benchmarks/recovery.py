@@ -17,6 +17,7 @@ import argparse
 import logging
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -27,6 +28,8 @@ from tests.support.drill import Drill, drill, paced
 from tests.support.hosts import Host, Hosts, hosts, unavailable
 
 _GROW_S = 120.0
+# Two of each host: a run holds a node that it has lost again and again back, for minutes in the end.
+_LOSSES_A_RUN = 6
 
 
 def main() -> None:
@@ -44,13 +47,16 @@ def main() -> None:
         make_dataset(root, rows=20_000, shards=8)
         with hosts(3, root / "logs", cpus=1) as made:
             for kind in given.kinds.split(","):
-                steps = root / f"steps-{kind}"
-                steps.mkdir()
-                mapping = paced(root, made.address, steps, {"min": 1, "max": 3}, collectives=given.collectives)
-                with drill(mapping, kind) as run:
-                    _Losses(run, made, steps, found).take(kind, given.times)
-                    run.stop()
-                made.mend()
+                for start in range(0, given.times, _LOSSES_A_RUN):
+                    name = f"{kind}-{start}"
+                    steps = root / name
+                    steps.mkdir()
+                    mapping = paced(root, made.address, steps, {"min": 1, "max": 3}, collectives=given.collectives)
+                    with drill(mapping, name) as run:
+                        _Losses(run, made, steps, found).take(kind, range(start, given.times)[:_LOSSES_A_RUN])
+                        run.stop()
+                    made.mend()
+                    print(f"{name}: {found[kind][start:]}", file=sys.stderr, flush=True)
     print(f"ray {version('ray')}, torch {version('torch')}, {given.collectives}; heartbeat deadline 2.0 s; seconds")
     print(f"{'':<8} {'times':>6} {'median':>8} {'worst':>8}")
     for kind, seconds in found.items():
@@ -64,10 +70,10 @@ class _Losses:
         self._steps = steps
         self._found = found
 
-    def take(self, kind: str, times: int) -> None:
+    def take(self, kind: str, numbers: range) -> None:
         run = self._run
         run.until("training", generation=1)
-        for number in range(times):
+        for number in numbers:
             # Some steps later, not at a moment that suits the collectives.
             time.sleep(1.0 + 0.13 * (number % 7))
             host = self._hosts[f"h{number % 3 + 1}"]

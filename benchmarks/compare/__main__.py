@@ -12,7 +12,7 @@ from pathlib import Path
 
 import benchmarks.compare as package
 from benchmarks.compare.environments import interpreter
-from benchmarks.compare.process import Side, answer, end, start
+from benchmarks.compare.process import Epochs, Side, answer, end, start
 from benchmarks.compare.report import Pair, check, summarise, table
 from benchmarks.compare.rows import ROW_BYTES, SHUFFLE_BUFFER, positives
 from cluster.setup import cache
@@ -21,6 +21,7 @@ OURS = "ours"
 TOOLS = ("ray_data", "ray_memory", "petastorm", "litdata", "streaming")
 # A measurement of ours lasts at least so long: several epochs in a row, where one is short.
 _LEAST_S = 1.0
+_SETTLE_S = 3.0
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,13 +82,19 @@ def compare(tool: str, args: argparse.Namespace, folders: dict[str, Path], expec
         rounds = []
         for number in range(args.rounds):
             started = time.strftime("%H:%M:%S")
-            pair = ours.read(repeats), theirs.read()
+            pair = _settled(ours, repeats), _settled(theirs, 1)
             for side, found in zip((ours, theirs), pair, strict=True):
                 check(side.tool, found, args.rows, expected)
             rounds.append(pair)
             shown = ", ".join(f"{p.rows / p.wall_s / 1e6:.3f} ({p.rows / p.cpu_s / 1e6:.3f} by CPU)" for p in pair)
             print(f"  round {number + 1}, {started}, load {os.getloadavg()[0]:.1f}: {shown} M rows/s", flush=True)
         return summarise(tool, rounds)
+
+
+def _settled(side: Side, epochs: int) -> Epochs:
+    """What a side does once the other one's processes have had time to come to rest."""
+    time.sleep(_SETTLE_S)
+    return side.read(epochs)
 
 
 def _repeats(ours: Side) -> int:
