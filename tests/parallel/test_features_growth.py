@@ -256,6 +256,38 @@ def test_files_are_left_out_only_where_it_is_certain_that_they_hold_the_same_row
     assert last.verify().ok and last.provenance["changes"] == {"added": 10, "changed": 1, "removed": 50}
 
 
+def test_a_table_that_is_overwritten_replaced_or_mapped_anew_grows_by_its_rows(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    path, root = tmp_path / "table", tmp_path / "root"
+    tables.write(path, rows(0, 200), rows(200, 300))
+    grown(spark, path, root, compared=None, base=None)
+
+    # All files are others, most rows are not.
+    deltalake.write_deltalake(str(path), rows(20, 330), mode="overwrite")
+    over = grown(spark, path, root, compared="all files")
+    assert over.provenance["changes"] == {"added": 30, "changed": 0, "removed": 20}
+
+    # Columns in another order, and names that are not those in the files.
+    spark.createDataFrame(rows(25, 335).select(sorted(rows(0, 1).column_names))).createOrReplaceTempView("replaced")
+    spark.sql(f"CREATE OR REPLACE TABLE delta.`{path}` USING delta AS SELECT * FROM replaced")
+    mapping = "'delta.columnMapping.mode' = 'name', 'delta.minReaderVersion' = '2', 'delta.minWriterVersion' = '5'"
+    spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES ({mapping})")
+    spark.sql(f"ALTER TABLE delta.`{path}` RENAME COLUMN x TO z")
+    spark.sql(f"ALTER TABLE delta.`{path}` RENAME COLUMN z TO x")
+    mapped = grown(spark, path, root, compared="all rows")
+    assert mapped.provenance["changes"] == {"added": 5, "changed": 0, "removed": 5}
+    assert "column mapping" in mapped.provenance["scan_reason"]
+
+    # Another table at the same place, whose log has the version that the base was made of.
+    version = deltalake.DeltaTable(str(path)).version()
+    shutil.rmtree(path)
+    tables.write(path, rows(30, 336), *(rows(336 + i, 337 + i) for i in range(version)))
+    assert deltalake.DeltaTable(str(path)).version() == version
+    last = grown(spark, path, root, compared="all files")
+    assert last.verify().ok and last.provenance["changes"] == {"added": 1 + version, "changed": 0, "removed": 5}
+
+
 @pytest.fixture(scope="module")
 def base(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A table, and a root with the dataset ``base`` of all of it. Not to be changed."""
