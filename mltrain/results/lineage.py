@@ -1,7 +1,6 @@
 """From a run back to the table: result, checkpoint, dataset, build, Delta version, each link checked by its digest."""
 
 import hashlib
-import json
 from typing import Any
 
 from deltalake import DeltaTable
@@ -10,6 +9,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from mltrain.errors import DamagedError, NotFoundError
 from mltrain.results.table import get
 from mltrain.storage import Store, delta_options, open_store
+from mltrain.storage.parsing import parse_object
 
 _SEAL = b'{"checksum":"'
 
@@ -95,12 +95,9 @@ def _read(store: Store, path: str) -> tuple[bytes, str]:
 
 def _json(content: bytes, where: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(content)
+        return parse_object(content)
     except ValueError as error:
-        raise DamagedError(f"{where} is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise DamagedError(f"{where} holds {type(parsed).__name__}, not an object")
-    return parsed
+        raise DamagedError(f"{where} is damaged: {error}") from error
 
 
 def _same(where: str, what: str, found: object, wanted: object, source: str) -> None:

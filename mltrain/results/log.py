@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from mltrain.errors import DamagedError, MltrainError, NotFoundError, RequestError, StorageError
 from mltrain.storage import Store
+from mltrain.storage.parsing import parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ def read_events(store: Store, run_id: str, *, kind: str = "runs") -> list[dict[s
     events = []
     for meta in run.list("events"):
         try:
-            lines = [json.loads(line) for line in run.get(meta.path).splitlines()]
+            lines = [parse_object(line) for line in run.get(meta.path).splitlines()]
         except ValueError as error:
             raise DamagedError(f"{run.join(meta.path)} does not hold JSON lines: {error}") from error
         events += [{**line, "attempt": _attempt(meta.path)} for line in lines]
@@ -231,14 +232,13 @@ def read_result(store: Store, run_id: str, *, kind: str = "runs") -> dict[str, A
     """
     run = store.sub(run_path(run_id, kind))
     try:
-        content: dict[str, Any] = json.loads(run.get("result.json"))
+        return parse_object(run.get("result.json"))
     except ValueError as error:
         raise DamagedError(f"{run.join('result.json')} is not JSON: {error}") from error
     except NotFoundError as error:
         raise NotFoundError(
             f"{run.uri} has no result: no such run, or it has not ended. `mltrain runs list` names the runs"
         ) from error
-    return content
 
 
 def latest(table: pa.Table) -> pa.Table:

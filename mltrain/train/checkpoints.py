@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import DamagedError, NotFoundError
+from mltrain.storage.parsing import parse_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,7 @@ class Checkpoint:
             DamagedError: not a manifest, or changed since it was written.
         """
         try:
-            body = json.loads(data)
+            body = parse_object(data)
             checksum = body.pop("checksum")
             if hashlib.sha256(_canonical(body)).hexdigest() != checksum:
                 raise ValueError("its checksum does not match")

@@ -1,11 +1,14 @@
+import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from mltrain import results
 from mltrain.errors import DamagedError, NotFoundError
-from mltrain.results import RunLog, read_events, read_metrics, read_result
+from mltrain.results import RunLog, RunRow, read_events, read_metrics, read_result
 from mltrain.storage import open_store
 
 
@@ -113,3 +116,28 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     store.put("runs/r/events/0001-000001.jsonl", json.dumps({"event": "x"}).encode() + b"\n{")
     with pytest.raises(DamagedError, match=r"events/0001-000001.jsonl"):
         read_events(store, "r")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[1]", b"{"], ids=["deep", "list", "cut"])
+def test_what_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
+    store = open_store(tmp_path)
+    store.put("runs/r/events/0001-000000.jsonl", content)
+    with pytest.raises(DamagedError, match=r"events/0001-000000.jsonl"):
+        read_events(store, "r")
+    store.put("runs/r/result.json", content)
+    with pytest.raises(DamagedError, match=r"result.json"):
+        read_result(store, "r")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[1]", b"{"], ids=["deep", "list", "cut"])
+def test_a_lineage_ends_at_a_checkpoint_that_is_no_json_object(tmp_path: Path, content: bytes) -> None:
+    """Its digest is what the run says, so it is what was written."""
+    open_store(tmp_path).put("runs/r/checkpoints/step-1/manifest.json", content)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    row = RunRow(
+        run_id="r", status="finished", name="n", kind="train", config="", config_digest="c", started=at, ended=at,
+        checkpoint=str(tmp_path / "runs/r/checkpoints/step-1"), checkpoint_digest=hashlib.sha256(content).hexdigest(),
+    )  # fmt: skip
+    results.append(str(tmp_path), row)
+    with pytest.raises(DamagedError, match=r"step-1/manifest.json"):
+        results.lineage(str(tmp_path), "r")

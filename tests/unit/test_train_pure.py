@@ -147,6 +147,12 @@ def test_a_manifest_with_any_changed_byte_is_damaged(data: st.DataObject) -> Non
     assert read == manifest()
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"{"], ids=["deep", "list", "cut"])
+def test_a_manifest_that_is_no_json_object_is_damaged(content: bytes) -> None:
+    with pytest.raises(DamagedError, match="manifest m"):
+        Checkpoint.from_bytes(content, "m")
+
+
 def test_parts_are_verified_when_they_are_read(tmp_path: object) -> None:
     run = open_store(str(tmp_path))
     part = checkpoints.write_part(run, 7, 1, 0, {"model.w": torch.arange(5.0)})
