@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mltrain.storage.parsing import parse_object
+
 Message = dict[str, Any]
 _RECEIVE_BYTES = 1 << 16
 
@@ -146,7 +148,7 @@ class _Connection:
 
     def lines(self, data: bytes) -> list[Message]:
         *whole, self._partial = (self._partial + data).split(b"\n")
-        return [json.loads(line) for line in whole]
+        return [parse_object(line) for line in whole]
 
     def send(self, message: Message) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -219,7 +221,7 @@ class Link:
             try:
                 for line in lines:
                     self._heard = time.monotonic()
-                    message = json.loads(line)
+                    message = parse_object(line)
                     if message["type"] != "ack":
                         self._on_command(message)
             except (OSError, ValueError) as error:

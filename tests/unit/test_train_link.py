@@ -70,10 +70,12 @@ def test_a_forgotten_worker_is_cut_off_now_and_when_it_comes_back(hub: Hub, inbo
         b"\xff\xfe\n",
         b"[]\n",
         b"7\n",
+        b"[" * 60_000 + b"\n",
         json.dumps({"worker": "x"}).encode() + b"\n",
         json.dumps({"secret": "secret"}).encode() + b"\n",
         json.dumps({"secret": "wrong", "worker": "x", "type": "hello"}).encode() + b"\n",
     ],
+    ids=["http", "binary", "list", "number", "deep", "no secret", "no worker", "wrong secret"],
 )
 def test_a_stranger_on_the_port_disturbs_nobody(hub: Hub, inbox: "queue.SimpleQueue[Any]", words: bytes) -> None:
     worker = Worker(hub, "a")
