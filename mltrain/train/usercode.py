@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from mltrain.errors import ConfigError, MissingDependencyError, MltrainError, RequestError, TrainingError
+from mltrain.errors import ConfigError, DamagedError, MissingDependencyError, MltrainError, RequestError, TrainingError
+from mltrain.storage.parsing import parse_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,6 +69,7 @@ class Shipped:
 
         Raises:
             RequestError: it is not the code that the run was created with.
+            DamagedError: what is stored of that code cannot be read.
         """
         if self.kind == "file":
             run.put_if_absent(f"code/{self.name.rsplit(':', 1)[0]}", self.content)
@@ -77,10 +79,14 @@ class Shipped:
         if run.put_if_absent("code/factory.json", record) or self.kind == "pickle":
             # Pickles of one function differ from process to process.
             return
-        kept = json.loads(run.get("code/factory.json"))
-        if kept["digest"] != self.digest:
+        try:
+            kept = parse_object(run.get("code/factory.json"))
+            name, digest = kept["name"], kept["digest"]
+        except (ValueError, KeyError) as error:
+            raise DamagedError(f"{run.join('code/factory.json')} is damaged: {error}") from error
+        if digest != self.digest:
             raise RequestError(
-                f"model.factory {self.name} is not the code that this run was created with ({kept['name']}, kept in "
+                f"model.factory {self.name} is not the code that this run was created with ({name}, kept in "
                 f"{run.join('code')}): put the old code back to resume it, or use another --run-id for a new run."
             )
 

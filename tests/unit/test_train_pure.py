@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +202,11 @@ def test_a_factory_file_without_the_function_is_refused(tmp_path: object) -> Non
         file.write("def build(schema:\n")
     with pytest.raises(ConfigError, match="line 1"):
         ship(f"{path}:build")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{}", b"{"], ids=["deep", "empty", "cut"])
+def test_a_damaged_record_of_a_runs_code_is_named(tmp_path: Path, content: bytes) -> None:
+    run = open_store(tmp_path)
+    run.put("code/factory.json", content)
+    with pytest.raises(DamagedError, match=r"code/factory.json"):
+        ship("mltrain.models:tabular_mlp").keep(run)
