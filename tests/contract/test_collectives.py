@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import signal
 import socket
 import struct
@@ -52,6 +53,22 @@ def _broadcast(made: Collectives, root: int) -> list[object]:
 def _gather(made: Collectives, rows: list[int]) -> list[list[list[int]]]:
     mine = torch.full((rows[made.rank], 2), made.rank, dtype=torch.int64)
     return [part.tolist() for part in made.gather(mine)]
+
+
+def _bits_of_sums(made: Collectives, times: int) -> set[bytes]:
+    """What four sums under way at once come to, again and again, each rank starting them at moments of its own."""
+    chance, found = random.Random(made.rank), set()
+    for _ in range(times):
+        numbers = torch.Generator().manual_seed(made.rank)
+        tensors = [torch.randn(5000 + index, generator=numbers) for index in range(4)]
+        handles = []
+        for index, tensor in enumerate(tensors):
+            time.sleep(chance.choice([0.0, 0.003]))
+            handles.append(made.allreduce_sum(tensor, f"t{index}"))
+        for handle in handles:
+            handle.wait()
+        found.add(torch.cat(tensors).numpy().tobytes())
+    return found
 
 
 def _leave(made: Collectives) -> None:
@@ -204,6 +221,10 @@ class DistributedContract(CollectivesContract):
     """What several processes add: peers are lost, and whoever waits is freed."""
 
     size = 3
+
+    def test_sums_have_the_same_bits_whenever_the_ranks_start_them(self, formed: Ranks) -> None:
+        found = Ranks.each(formed.all, _bits_of_sums, 20)
+        assert len(set().union(*found)) == 1
 
     def test_abort_frees_a_rank_that_waits_in_a_collective(self, ranks: Ranks) -> None:
         ranks.formed(ranks.all)
