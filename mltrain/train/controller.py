@@ -403,6 +403,7 @@ class Controller:
     def _end_generation(self, running: Running) -> None:
         running.server.close()
         self._running = None
+        self._record.event("generation ended", generation=running.generation.number)
         for member in self._fleet.members.values():
             if member.state is WorkerState.JOINED:
                 member.state = WorkerState.READY
