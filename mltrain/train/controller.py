@@ -340,6 +340,7 @@ class Controller:
         """Nobody holds the run's state any more: it goes on from ``step``, and what was done since is done again."""
         if self._lost_at is not None:
             self._void_steps += self._record.recorded - step
+            self._record.event("state lost", step=step)
         self._record.recorded = step
 
     def _interrupt(self) -> None:

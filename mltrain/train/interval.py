@@ -16,7 +16,8 @@ def checkpoint_interval_s(cost_s: float, losses: int, observed_s: float) -> floa
 
     Args:
         cost_s: what a checkpoint costs the training: the stall of the step loop.
-        losses: losses seen.
+        losses: times that the state was lost: a worker that is lost while others hold the state costs no more than a
+            step.
         observed_s: for how long.
 
     Raises:

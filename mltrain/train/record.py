@@ -145,8 +145,8 @@ class RunRecord:
     def begin_generation(self, number: int, members: list[str], reason: str) -> None:
         """A new membership: what was not complete in the old one never will be."""
         self._generation = number
+        # The clock goes on: where nodes come and go often, there would never be another checkpoint.
         self._pending.clear()
-        self._last_checkpoint = time.monotonic()
         self.event("generation formed", generation=number, members=members, reason=reason)
 
     @property
@@ -176,7 +176,7 @@ class RunRecord:
         every = self._config.train.checkpoint.every
         since = time.monotonic() - self._last_checkpoint
         if isinstance(every, str):
-            return since > checkpoint_interval_s(self._cost_s, self.totals.losses, self.totals.wall_s)
+            return since > checkpoint_interval_s(self._cost_s, self.totals.rollbacks, self.totals.wall_s)
         return every.seconds is not None and since > every.seconds
 
     def best_checkpoint(self) -> Checkpoint | None:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# How an attempt ends that was not killed; before the first step there is nothing to lose.
+_ORDERLY = ("run stopped", "run finished", "run failed", "run refused", "log opened", "run started")
+
 
 @dataclass
 class Totals:
@@ -15,6 +18,7 @@ class Totals:
         generations: memberships formed.
         downtime_s: seconds from a loss to the end of the next step.
         steps_repeated: steps that a loss voided.
+        rollbacks: times that nobody held the run's state any more: all workers were lost, or the controller.
         workers: the most in one generation.
         first: Unix time of the first event.
     """
@@ -23,8 +27,10 @@ class Totals:
     generations: int = 0
     downtime_s: float = 0.0
     steps_repeated: int = 0
+    rollbacks: int = 0
     workers: int = 0
     first: float | None = None
+    _orderly: bool = True
     _held: dict[str, float] = field(default_factory=dict)
     _began: float | None = None
     _last: float = 0.0
@@ -58,12 +64,15 @@ class Totals:
         self._began = time if self._began is None else min(self._began, time)
         self._last = max(self._last, time)
         kind = event["event"]
+        self._orderly = kind in _ORDERLY
         if kind == "generation formed":
             self.generations += 1
             self.workers = max(self.workers, len(event["members"]))
         elif kind == "training again":
             self.downtime_s += event["downtime_s"]
             self.steps_repeated += event["steps_repeated"]
+        elif kind == "state lost":
+            self.rollbacks += 1
         elif kind == "worker placed":
             self._held[event["worker"]] = time
         elif kind in ("worker lost", "worker released"):
@@ -72,5 +81,6 @@ class Totals:
 
     def end_attempt(self) -> None:
         """What an attempt still held went with it."""
+        self.rollbacks += not self._orderly
         self._wall_s, self._worker_s = self.wall_s, self.worker_seconds
         self._held, self._began, self._last = {}, None, 0.0

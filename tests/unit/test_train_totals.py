@@ -24,6 +24,7 @@ FIRST = [
     event(1, 116, "worker lost", worker="c", generation=None),
     event(1, 120, "checkpoint"),
 ]
+AGAIN = {"downtime_s": 1.0, "steps_repeated": 3}
 SECOND = [
     event(2, 500, "run started"),
     event(2, 501, "worker placed", worker="d"),
@@ -49,4 +50,12 @@ def test_attempts_add_up_whether_they_are_read_back_or_under_way() -> None:
         live.add(each)
     assert stored.wall_s == live.wall_s == 20 + 12
     assert stored.worker_seconds == live.worker_seconds == Totals.of(FIRST).worker_seconds + 9
+    assert stored.rollbacks == live.rollbacks == 1
     assert stored.generations == 3 and stored.losses == 1 and stored.first == 100
+
+
+def test_the_state_is_lost_with_all_workers_or_with_a_killed_controller_and_not_with_one_worker() -> None:
+    rolled_back = [*FIRST, event(1, 121, "state lost", step=0), event(1, 122, "training again", **AGAIN)]
+    stopped = event(1, 130, "run stopped")
+    assert [Totals.of(each).rollbacks for each in (FIRST, [*FIRST, stopped], [*rolled_back, stopped])] == [1, 0, 1]
+    assert Totals.of([*rolled_back, *SECOND]).rollbacks == 2
