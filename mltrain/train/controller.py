@@ -15,6 +15,7 @@ from mltrain.train.placement import WorkerSource
 from mltrain.train.record import RunRecord
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
+from mltrain.train.streak import Streak
 from mltrain.train.vigil import Running, Vigil
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ _LOG = logging.getLogger(__name__)
 _TICK_S = 0.1
 # Workers that are not there after so long are worth a line.
 _PATIENT_S = 5.0
-# Workers that died one after another before they were ready: something is wrong that starting more does not mend.
+# Workers that died one after another, not at once, before they were ready: starting more does not mend what is wrong.
 _FAILED_STARTS = 5
 # Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
 _FRUITLESS = 10
-# Workers that ended one after another while the training did not get any further: something in it ends them.
+# Workers that ended one after another, not at once, while the training got no further: something in it ends them.
 _BARREN = 10
 
 
@@ -56,10 +57,10 @@ class Controller:
         self._fleet = Fleet(spec, source, run_id, lease, self._inbox)
         self._running: Running | None = None
         self._generations = 0
-        self._failed_starts = 0
+        self._failed_starts = Streak()
         self._fruitless = 0
         self._furthest = 0
-        self._barren = 0
+        self._barren = Streak()
         self._vigil = Vigil(self._fleet, record)
         self._short_since: float | None = None
         self._said_waiting = False
@@ -167,7 +168,7 @@ class Controller:
             return
         member.place = result
         member.state = WorkerState.READY
-        self._failed_starts = 0
+        self._failed_starts.ended()
         self._record.event(
             "worker ready", worker=member.id, node=result["node"], pid=result["pid"], warm_s=result["warm_s"]
         )
@@ -433,15 +434,16 @@ class Controller:
             return
         running.outcomes[member.id] = None
         if not silent:
-            self._count_barren(member, why)
+            self._count_barren(running.generation.number, member, why)
         self._interrupt()
 
-    def _count_barren(self, member: Member, why: str) -> None:
+    def _count_barren(self, generation: int, member: Member, why: str) -> None:
         """Bad luck strikes anywhere; what strikes at one step again and again is in that step."""
         reached = max(self._record.recorded, *(m.step for m in self._fleet.members.values()), 0)
-        self._barren = 1 if reached > self._furthest else self._barren + 1
+        if reached > self._furthest:
+            self._barren.ended()
         self._furthest = max(self._furthest, reached)
-        if self._barren >= _BARREN:
+        if self._barren.failed(generation, generation) >= _BARREN:
             error = TrainingError(
                 f"{_BARREN} workers ended one after another and the training did not get beyond step {self._furthest}: "
                 f"something in it ends them; the last one: {why} (what it printed: {member.output})"
@@ -449,8 +451,7 @@ class Controller:
             self._failure = Outcome(Ending.FAILED, self._record.recorded, error)
 
     def _failed_start(self, member: Member, why: str) -> None:
-        self._failed_starts += 1
-        if self._failed_starts >= _FAILED_STARTS:
+        if self._failed_starts.failed(member.started, time.monotonic()) >= _FAILED_STARTS:
             error = TrainingError(
                 f"{_FAILED_STARTS} workers died one after another before they were ready; the last one: {why} "
                 f"(what it printed: {member.output})"
