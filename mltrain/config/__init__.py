@@ -31,7 +31,7 @@ from mltrain.config.experiment import (
 from mltrain.config.features import ResolvedFeature, resolve_each, resolve_features
 from mltrain.config.loading import checked, digest, load, load_dataset, load_experiment, parse, to_yaml
 from mltrain.config.search import Scheduler, TuneConfig
-from mltrain.config.surroundings import CacheConfig, StorageConfig
+from mltrain.config.surroundings import CacheConfig, Notices, StorageConfig
 
 __all__ = [
     "CacheConfig",
@@ -53,6 +53,7 @@ __all__ = [
     "LabelSpec",
     "LrSchedule",
     "ModelConfig",
+    "Notices",
     "NumericDefaults",
     "Objective",
     "OptimizerConfig",

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from mltrain.config.dataset import DatasetSpec
 from mltrain.config.search import TuneConfig
 from mltrain.config.strict import Name, NaturalFloat, NaturalInt, PositiveFloat, PositiveInt, Seed, Strict
-from mltrain.config.surroundings import CacheConfig, StorageConfig
+from mltrain.config.surroundings import CacheConfig, Notices, StorageConfig
 from mltrain.errors import ConfigError
 
 _REFERENCE = r"^[^:\s]+:[A-Za-z_]\w*$"
@@ -255,6 +255,8 @@ class ClusterConfig(Strict):
     """`auto`: RAY_ADDRESS, else a running cluster, else one started here; `local`; or `host:port`."""
     runtime_env: dict[str, Any] = Field(default={})
     """Verbatim to Ray."""
+    notices: Notices = Notices()
+    """Who says that a node goes away."""
 
     @field_validator("address")
     @classmethod

@@ -93,7 +93,10 @@ _WANTED = {
     "string_too_short": "some text",
 }
 # Models that a file may write as something else than a mapping.
-_SHORT_FORMS = {"Workers": "a whole number, or a mapping with min and max"}
+_SHORT_FORMS = {
+    "Workers": "a whole number, or a mapping with min and max",
+    "Notices": "the name of a source, or a mapping with source and address",
+}
 _BOUNDS = {"greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least")}
 _BOUNDS |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
 

@@ -2,6 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import model_validator
 
 from mltrain.config.strict import NaturalInt, PositiveFloat, Strict
 
@@ -28,3 +32,44 @@ class CacheConfig(Strict):
         if below_cache != self.path and os.environ.get("XDG_CACHE_HOME"):
             return Path(os.environ["XDG_CACHE_HOME"], below_cache)
         return Path(self.path).expanduser()
+
+
+class Notices(Strict):
+    """Who says that a node goes away. A word is the source: `cluster.notices: off`."""
+
+    source: Literal["auto", "off", "aws", "gcp", "azure", "kubernetes", "file", "http"] = "auto"
+    """`auto`: each node finds out in which cloud it is, and whether in Kubernetes; `off`: nobody is listened to."""
+    address: str | None = None
+    """Of `file` and `http`: the path or the URL, in which `{address}` is the node's IP address. Of the others: where
+    they are, if not at their usual place."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_word(cls, given: Any) -> Any:
+        return {"source": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.source in ("auto", "off"):
+            if self.address is not None:
+                raise ValueError(f"address {self.address!r} does not go with source {self.source}")
+        elif self.source in ("file", "kubernetes"):
+            if self.address is None and self.source == "file":
+                raise ValueError("source file needs address, an absolute path on the nodes")
+            if self.address is not None and not self.address.startswith("/"):
+                raise ValueError(f"address {self.address!r}: want an absolute path, as each node has it")
+        elif self.address is None and self.source == "http":
+            raise ValueError("source http needs address, a URL")
+        elif self.address is not None and not _is_url(self.address):
+            raise ValueError(
+                f"address {self.address!r}: want http://host or https://host, with a port or path if need be"
+            )
+        return self
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
