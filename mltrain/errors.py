@@ -77,7 +77,7 @@ class CollectiveAborted(MltrainError):
 
 
 class StoppedError(MltrainError):
-    """Stopped on request with a checkpoint.
+    """Stopped before it was done, on request or for want of workers; it can go on.
 
     Attributes:
         resume_command: the command that goes on from here.

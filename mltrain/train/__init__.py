@@ -2,7 +2,7 @@
 
 from mltrain.train.control import Report, Verdict
 from mltrain.train.result import Result, load
-from mltrain.train.run import Membership, run
+from mltrain.train.run import run
 from mltrain.train.signals import StopRequest
 
-__all__ = ["Membership", "Report", "Result", "StopRequest", "Verdict", "load", "run"]
+__all__ = ["Report", "Result", "StopRequest", "Verdict", "load", "run"]

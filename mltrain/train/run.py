@@ -5,7 +5,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -29,28 +28,13 @@ from mltrain.train.usercode import Factory, Hook, Shipped, load_hook, ship, ship
 
 if TYPE_CHECKING:
     from mltrain.data import Dataset
+    from mltrain.train.checkpoints import Checkpoint
     from mltrain.train.placement import WorkerSource
 
 _LOG = logging.getLogger(__name__)
 
 # Between two looks at a lease that another process holds.
 _POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Which sweep a run belongs to.
-
-    Attributes:
-        sweep_id: the sweep's run id.
-        kind: as the runs table has it: ``train``, ``trial``.
-    """
-
-    kind: str = "train"
-    sweep_id: str | None = None
-
-
-ALONE = Membership()
 
 
 def run(
@@ -61,7 +45,7 @@ def run(
     report: ReportFunction | None = None,
     workers_source: "WorkerSource | None" = None,
     progress: Callable[[str], None] | None = None,
-    part_of: Membership = ALONE,
+    sweep_id: str | None = None,
     stop: StopRequest | None = None,
 ) -> Result:
     """Trains what ``config`` describes, or goes on with run ``run_id`` from its last checkpoint.
@@ -73,7 +57,7 @@ def run(
         report: called at every evaluation, when its checkpoint is durable; its answer may end the run.
         workers_source: where workers are placed; by default in placement groups of their own.
         progress: told how it goes, a line at a time.
-        part_of: the sweep that this is a trial of.
+        sweep_id: the sweep that this is a trial of.
         stop: asks for an orderly end; by default SIGINT and SIGTERM do.
 
     Raises:
@@ -90,11 +74,11 @@ def run(
     pinned, dataset = identity.resolve(config, store, progress)
     check_before_start(pinned.objective.metric, shipped.name, dataset)
     hooks = [load_hook(name) for name in pinned.callbacks]
-    lease = _take(store, run_id, EXPIRES_S if part_of.kind == "trial" else 0.0, stop)
+    lease = _take(store, run_id, 0.0 if sweep_id is None else EXPIRES_S, stop)
     try:
         with stop or StopRequest() as request:
             request.resume_command = resume_command(run_id)
-            attempt = _Attempt(pinned, root, store, run_id, dataset, shipped, lease, part_of, hooks)
+            attempt = _Attempt(pinned, root, store, run_id, dataset, shipped, lease, sweep_id, hooks)
             return attempt.run(report, workers_source, progress, request)
     finally:
         lease.release()
@@ -126,7 +110,7 @@ class _Attempt:
         dataset: "Dataset",
         shipped: Shipped,
         lease: Lease,
-        part_of: Membership,
+        sweep_id: str | None,
         hooks: Sequence[Hook],
     ) -> None:
         self._config = config
@@ -136,7 +120,7 @@ class _Attempt:
         self._dataset = dataset
         self._shipped = shipped
         self._lease = lease
-        self._part_of = part_of
+        self._sweep_id = sweep_id
         self._hooks = hooks
         build = dataset.build or dataset.provenance.get("id")
         self._identity = Identity(run_id, configs.digest(config), dataset.digest, build)
@@ -261,7 +245,7 @@ class _Attempt:
     def _ended(self, record: RunRecord, log: RunLog, outcome: Outcome, stop: StopRequest) -> Result:
         pruned = record.verdict is Verdict.STOP
         if outcome.ending is Ending.FINISHED or pruned:
-            status = "pruned" if pruned and self._part_of.kind == "trial" else "finished"
+            status = "finished" if self._sweep_id is None or not pruned else "pruned"
             reason = "stopped by its report" if pruned else outcome.reason
             record.event("run finished", step=outcome.step, reason=reason)
             return self._conclude(record, log, status, outcome.step, reason=reason)
@@ -269,9 +253,8 @@ class _Attempt:
         command = resume_command(self._run_id)
         record.event("run stopped", step=outcome.step, reason=reason)
         self._conclude(record, log, "stopped", outcome.step, reason=reason, resume=command)
-        raise StoppedError(
-            f"Run {self._run_id} stopped after step {outcome.step} ({reason}), with a checkpoint.", command
-        )
+        saved = kept(record.newest, outcome.step)
+        raise StoppedError(f"Run {self._run_id} stopped after step {outcome.step} ({reason}), {saved}.", command)
 
     def _conclude(
         self,
@@ -328,8 +311,8 @@ class _Attempt:
         return RunRow(
             **identity.described(self._config, self._dataset),
             run_id=result.run_id,
-            kind=self._part_of.kind,
-            sweep_id=self._part_of.sweep_id,
+            kind="train" if self._sweep_id is None else "trial",
+            sweep_id=self._sweep_id,
             status=result.status,
             started=datetime.fromisoformat(result.started),
             ended=datetime.fromisoformat(result.ended),
@@ -347,6 +330,13 @@ class _Attempt:
             gpu_seconds=result.worker_seconds * self._config.train.workers.gpus,
             error=result.error,
         )
+
+
+def kept(newest: "Checkpoint | None", step: int) -> str:
+    """What a run that has stopped after ``step`` goes on from. Where everyone was lost, that is behind it."""
+    if newest is None:
+        return "without a checkpoint"
+    return "with a checkpoint" if newest.step == step else f"with a checkpoint after step {newest.step}"
 
 
 def resume_command(run_id: str) -> str:

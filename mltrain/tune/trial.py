@@ -7,7 +7,7 @@ from typing import Any
 from mltrain.config import Experiment
 from mltrain.errors import MltrainError, StoppedError, TrainingError
 from mltrain.storage import open_store
-from mltrain.train import Membership, Report, StopRequest, Verdict
+from mltrain.train import Report, StopRequest, Verdict
 from mltrain.train import run as train_run
 from mltrain.tune import record
 from mltrain.tune.broker import Seat
@@ -81,6 +81,6 @@ def _train(config: Experiment, point: Point, sweep: Sweep, seat: Seat, stop: Sto
         run_id=point.run_id,
         report=report,
         workers_source=None if config.train.workers.max == 0 else seat,
-        part_of=Membership("trial", sweep.run_id),
+        sweep_id=sweep.run_id,
         stop=stop,
     )

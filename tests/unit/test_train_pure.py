@@ -1,6 +1,5 @@
 """Schedules, intervals, early stopping, checkpoint bookkeeping, and what rides along with gradients."""
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from hypothesis import strategies as st
 
 from mltrain.errors import ConfigError, DamagedError
 from mltrain.storage import open_store
-from mltrain.train import checkpoints
 from mltrain.train.checkpoints import Checkpoint, Part
 from mltrain.train.interval import LONGEST_S, SHORTEST_S, checkpoint_interval_s
 from mltrain.train.reducer import Tally, _decode, _encode
+from mltrain.train.run import kept
 from mltrain.train.schedule import factor
 from mltrain.train.spec import evaluation_split, total_steps
 from mltrain.train.step import hash_rows
@@ -95,22 +94,6 @@ def test_the_hash_of_rows_depends_on_the_rows_and_not_on_their_order(rows: list[
     assert hash_rows(np.array(rows[1:] + rows[1:2], np.int64)) != whole
 
 
-@given(st.dictionaries(st.text(min_size=1), st.integers(0, 1000)), st.integers(1, 9))
-def test_every_tensor_is_written_by_one_rank_and_the_shares_are_even(sizes: dict[str, int], ranks: int) -> None:
-    found = checkpoints.shares(sizes, ranks)
-    assert sorted(name for share in found for name in share) == sorted(sizes)
-    loads = [sum(sizes[name] for name in share) for share in found]
-    assert max(loads) - min(loads) <= max(sizes.values(), default=0)
-
-
-@given(st.sets(st.integers(0, 1000), min_size=1), st.integers(1, 5), st.integers(0, 1000))
-def test_the_best_and_the_last_are_never_deleted(steps: set[int], keep: int, best: int) -> None:
-    gone = checkpoints.to_delete(sorted(steps), keep, best)
-    left = sorted(steps - set(gone))
-    assert left[-keep:] == sorted(steps)[-keep:]
-    assert (best in left) == (best in steps)
-
-
 def manifest() -> Checkpoint:
     return Checkpoint(
         run_id="r",
@@ -135,6 +118,12 @@ def test_a_manifest_reads_back_and_its_digest_is_of_its_content() -> None:
     assert Checkpoint.from_bytes(data, "m").digest == manifest().digest
 
 
+def test_a_run_that_stops_says_what_it_goes_on_from() -> None:
+    assert kept(None, 0) == "without a checkpoint"
+    assert kept(manifest(), 3) == "with a checkpoint"
+    assert kept(manifest(), 7) == "with a checkpoint after step 3"
+
+
 @given(st.data())
 def test_a_manifest_with_any_changed_byte_is_damaged(data: st.DataObject) -> None:
     content = bytearray(manifest().to_bytes())
@@ -152,17 +141,6 @@ def test_a_manifest_with_any_changed_byte_is_damaged(data: st.DataObject) -> Non
 def test_a_manifest_that_is_no_json_object_is_damaged(content: bytes) -> None:
     with pytest.raises(DamagedError, match="manifest m"):
         Checkpoint.from_bytes(content, "m")
-
-
-def test_parts_are_verified_when_they_are_read(tmp_path: object) -> None:
-    run = open_store(str(tmp_path))
-    part = checkpoints.write_part(run, 7, 1, 0, {"model.w": torch.arange(5.0)})
-    assert part.sha256 == hashlib.sha256(run.get(part.path)).hexdigest()
-    checkpoint = Checkpoint(**{**manifest().__dict__, "parts": (part,), "step": 7})
-    assert checkpoints.read_tensors(run, checkpoint)["model.w"].tolist() == [0, 1, 2, 3, 4]
-    run.put(part.path, run.get(part.path)[:-1])
-    with pytest.raises(DamagedError, match=r"part-00001-0000"):
-        checkpoints.read_tensors(run, checkpoint)
 
 
 @pytest.mark.parametrize(
