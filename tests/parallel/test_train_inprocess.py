@@ -86,7 +86,7 @@ def test_sigterm_makes_a_checkpoint_and_exits_75_without_ray_or_horovod_and_the_
         ended = process.wait(120)
     assert ended.exit_code == 75
     assert train.load(str(root), "stopped").status == "stopped"
-    assert [c.step for c in checkpoints.stored(open_store(root).sub("runs/stopped"))] == [9]
+    assert checkpoints.stored(open_store(root).sub("runs/stopped"))[-1].step == 9
     result = train.run(parse(mapping), run_id="stopped")
     assert result.status == "finished"
     assert samples(root, "stopped") == samples(root, "undisturbed")
