@@ -123,6 +123,9 @@ class Controller:
                 "worker placed", worker=member.id, host=message["host"], pid=message["pid"], output=message["output"]
             )
             return
+        if kind == "notice":
+            self._record.event(message["event"], worker=member.id, node=member.slot.node, **message["fields"])
+            return
         if self._running is None:
             return
         current = self._running.generation
@@ -194,6 +197,8 @@ class Controller:
         waited = 0.0 if self._short_since is None else now - self._short_since
         self._say_waiting(waited, available)
         current = None if self._running is None else self._running.generation
+        if current is None:
+            statuses = membership.needed(statuses, self._held()[0])
         return membership.plan(current, statuses, self._limits, waited, fresh=self._fresh)
 
     def _apply(self, plan: Plan) -> Outcome | None:
@@ -205,7 +210,7 @@ class Controller:
             self._interrupt()
         elif plan.action is Action.REGROUP:
             self._ask_to_stop(checkpoint=self._nobody_stays())
-        elif plan.action is Action.FORM and not self._state_is_silent():
+        elif plan.action is Action.FORM and not self._state_may_turn_up():
             self._form(plan.members, plan.reason)
         elif plan.action is Action.STOP:
             return self._give_up(plan.reason)
@@ -240,25 +245,26 @@ class Controller:
 
     def _give_up(self, reason: str) -> Outcome | None:
         """No generation can train: save what the survivors hold, and stop."""
-        holders = self._holders()
-        if holders and not self._halting:
+        if self._state_may_turn_up():
+            return None
+        if holders := self._holders():
+            # Also again, if one of them is lost while they do.
             self._halting = True
             self._form(self._in_rank_order(holders), f"saving before the end: {reason}", halt=True)
             return None
         return Outcome(Ending.STOPPED, self._record.recorded, reason=reason)
 
     def _holders(self) -> list[Member]:
-        """Who holds the run's latest state: of the latest generation, whose members differ by a step at most."""
-        return [
-            member
-            for member in self._fleet.members.values()
-            if member.step >= 0 and member.generation == self._generations and member.state is WorkerState.READY
-        ]
+        """Who holds the run's latest state."""
+        return [self._fleet.members[worker] for worker in self._held()[0]]
 
-    def _state_is_silent(self) -> bool:
-        """Whether only silent workers hold the run's latest state: soon they are heard again, or lost."""
-        silent = [m for m in self._fleet.members.values() if m.state is WorkerState.SUSPECT]
-        return not self._holders() and any(member.generation == self._generations for member in silent)
+    def _state_may_turn_up(self) -> bool:
+        """Whether silent workers may hold a later state than the others: soon they are heard again, or lost."""
+        return self._held()[1]
+
+    def _held(self) -> tuple[tuple[str, ...], bool]:
+        newest = self._record.newest
+        return membership.holders(self._fleet.holdings(), -1 if newest is None else newest.step)
 
     def _in_rank_order(self, members: list[Member]) -> tuple[str, ...]:
         wanted = {member.id for member in members}
@@ -310,7 +316,8 @@ class Controller:
     # Actions
 
     def _form(self, members: tuple[str, ...], reason: str, *, halt: bool = False) -> None:
-        holders = {member.id for member in self._holders()}
+        held, latest = self._holders(), self._generations
+        holders = {member.id for member in held}
         self._generations += 1
         number = self._generations
         server = RendezvousServer(self._fleet.host)
@@ -321,6 +328,8 @@ class Controller:
         self._restoring = None if holders.intersection(members) else self._record.newest
         if not holders.intersection(members):
             self._rewind(0 if self._restoring is None else self._restoring.step)
+        elif held[0].generation < latest:
+            self._rewind(max(member.step for member in held))
         for rank, worker in enumerate(members):
             member, place, seat = self._fleet.members[worker], places[rank], seats[rank]
             joined = Membership(
@@ -338,7 +347,7 @@ class Controller:
             self._fleet.call(member, "run", number, joined, task)
 
     def _rewind(self, step: int) -> None:
-        """Nobody holds the run's state any more: it goes on from ``step``, and what was done since is done again."""
+        """Nobody holds the latest state any more: what was done since ``step`` is done again."""
         if self._lost_at is not None:
             self._void_steps += self._record.recorded - step
             self._record.event("state lost", step=step)

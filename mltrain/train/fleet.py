@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mltrain.train import placement
 from mltrain.train.link import Hub
-from mltrain.train.membership import WorkerState, WorkerStatus
+from mltrain.train.membership import Holding, WorkerState, WorkerStatus
 from mltrain.train.nodes import Ledger
 from mltrain.train.placement import Slot, WorkerSource, resources
 from mltrain.train.pulses import Pulse
@@ -130,6 +130,14 @@ class Fleet:
             state = WorkerState.SUSPECT
         leaving = node in self._draining or member.slot.id in self._withdrawn
         return WorkerStatus(member.id, node, state, member.rank, leaving, node in held, member.slow)
+
+    def holdings(self) -> list[Holding]:
+        """What workers hold of the run's state."""
+        return [
+            Holding(m.id, m.generation, m.step, m.state is WorkerState.READY and not m.busy)
+            for m in self.members.values()
+            if m.generation > 0
+        ]
 
     def silent_s(self, member: Member) -> float | None:
         """For how long nothing was heard of a worker; None as long as it has not said hello."""

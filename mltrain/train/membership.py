@@ -2,8 +2,8 @@
 
 import enum
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 
 class WorkerState(enum.Enum):
@@ -161,6 +161,49 @@ def _surplus(
 
 def _too_few(members: Sequence[str], limits: Limits) -> str:
     return f"{len(members)} of at least {limits.min} workers are ready"
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a worker holds of the run's state.
+
+    Attributes:
+        id: of the worker.
+        generation: the latest that it was told to join.
+        step: updates applied when it left it; -1: it holds nothing.
+        there: it has left it, and is heard; of others nobody knows yet what they hold.
+    """
+
+    id: str
+    generation: int
+    step: int
+    there: bool
+
+
+def holders(held: Sequence[Holding], saved: int) -> tuple[tuple[str, ...], bool]:
+    """Who holds the run's latest state: those left of the latest generation that any are left of.
+
+    Its members differ by a step at most, and what older generations did was the same as far as it went.
+
+    Args:
+        held: by every worker that is not known to be dead.
+        saved: step of the newest checkpoint, -1 without one: what is older is of no use.
+
+    Returns:
+        Ids of workers, and whether a later state may yet turn up: that of workers that are not there now.
+    """
+    whole = [one for one in held if one.there and one.step >= max(0, saved)]
+    latest = max((one.generation for one in whole), default=0)
+    later = any(not one.there and one.generation > latest for one in held)
+    return tuple(one.id for one in whole if one.generation == latest), later
+
+
+def needed(workers: Sequence[WorkerStatus], holders: Collection[str]) -> list[WorkerStatus]:
+    """``workers``, but if something is held against all of the ``holders`` of the run's state it counts for nothing."""
+    holding = [worker for worker in workers if worker.id in holders]
+    if any(not worker.held and not worker.slow for worker in holding):
+        return list(workers)
+    return [replace(worker, held=False, slow=False) if worker.id in holders else worker for worker in workers]
 
 
 def rank_order(workers: Sequence[WorkerStatus]) -> tuple[str, ...]:

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from mltrain.train.membership import (
     Action,
     Generation,
+    Holding,
     Limits,
     WorkerState,
     WorkerStatus,
+    holders,
+    needed,
     plan,
     rank_order,
     seats,
@@ -128,3 +131,40 @@ def test_seats_count_ranks_within_nodes_and_nodes_across() -> None:
     assert [seat.local_size for seat in found] == [2, 2, 1, 3, 3, 3]
     assert [seat.cross_rank for seat in found] == [0, 0, 1, 2, 1, 0]
     assert [seat.cross_size for seat in found] == [3, 2, 3, 3, 2, 1]
+
+
+def held(worker: str, generation: int, step: int, *, there: bool = True) -> Holding:
+    return Holding(worker, generation, step, there)
+
+
+def test_those_left_of_the_latest_generation_hold_the_state() -> None:
+    workers = [held("a", 4, 17), held("b", 4, 18), held("newcomer", 4, -1), held("late", 3, 18)]
+    assert holders(workers, saved=10) == (("a", "b"), False)
+
+
+def test_of_a_generation_that_is_lost_whole_the_one_before_holds_the_state() -> None:
+    assert holders([held("a", 1, 13), held("b", 1, 12)], saved=-1) == (("a", "b"), False)
+
+
+def test_a_state_older_than_the_newest_checkpoint_is_none() -> None:
+    assert holders([held("a", 1, 13)], saved=14) == ((), False)
+    assert holders([held("a", 1, 14)], saved=14) == (("a",), False)
+
+
+@pytest.mark.parametrize("step", [-1, 30])
+def test_silent_workers_of_a_later_generation_may_hold_a_later_state(step: int) -> None:
+    silent = held("s", 3, step, there=False)
+    assert holders([held("a", 2, 13), silent], saved=-1) == (("a",), True)
+    assert holders([silent], saved=-1) == ((), True)
+    assert holders([held("a", 3, 13), silent], saved=-1) == (("a",), False)
+
+
+def test_the_only_holders_of_the_state_take_part_whatever_is_held_against_their_node() -> None:
+    flapped = WorkerStatus("a", "n", WorkerState.READY, 0, held=True)
+    slow = WorkerStatus("b", "m", WorkerState.READY, 1, slow=True)
+    others = [worker("c", WorkerState.READY), worker("d", WorkerState.READY), worker("e", WorkerState.READY)]
+    for holding in (flapped, slow):
+        assert "a" not in plan(None, [flapped, *others], LIMITS, 0.0, fresh=False).members
+        formed = plan(None, needed([holding, *others], [holding.id]), LIMITS, 0.0, fresh=False)
+        assert formed.members[0] == holding.id
+    assert needed([flapped, *others], ["a", "c"]) == [flapped, *others]
