@@ -68,6 +68,10 @@ class Story:
             "worker lost": self._lost,
             "training again": self._again,
             "straggler": self._straggles,
+            "notice": self._noticed,
+            "notice cancelled": self._cancelled,
+            "notices unavailable": self._unavailable,
+            "drain refused": self._refused,
             "generation stalled": self._stalled,
             "checkpoint": self._routinely,
             "evaluation": self._routinely,
@@ -159,6 +163,22 @@ class Story:
             f"{self._named([event['worker']])} is slow: it computes {busy:.0%} of the time, the others {others:.0%}"
         )
 
+    # Notices
+
+    def _noticed(self, event: Event) -> str:
+        then = {"drain": "; it is drained", "wait": "; it is drained when that is near"}.get(event["action"], "")
+        return self._say(f"{event['source']} gives notice of {_node(event['node'])}: {event['text']}{then}")
+
+    def _cancelled(self, event: Event) -> str:
+        then = "; it stays drained: Ray knows no way back" if event["drained"] else ""
+        return self._say(f"{event['source']} takes back its notice of {_node(event['node'])}: {event['text']}{then}")
+
+    def _unavailable(self, event: Event) -> str:
+        return self._say(f"no notices from {event['source']} on {_node(event['node'])}: {event['reason']}")
+
+    def _refused(self, event: Event) -> str:
+        return self._say(f"{_node(event['node'])} should be drained and is not: {event['reason']}")
+
     def _stalled(self, event: Event) -> str:
         said = f"all workers waited for each other for {event['waiting_s']:.1f} s"
         loss = self._losing()
@@ -239,7 +259,7 @@ class Story:
 
     def _on(self, worker: str) -> str:
         node = self._nodes.get(worker)
-        return "" if node is None else f" on node {node[:_NODE]}{'…' if len(node) > _NODE else ''}"
+        return "" if node is None else f" on {_node(node)}"
 
     # What is routine
 
@@ -278,6 +298,10 @@ def story(events: Iterable[Event], metric: str = "") -> list[Chapter]:
         told.tell(event)
     told.close()
     return told.chapters
+
+
+def _node(node: str) -> str:
+    return f"node {node[:_NODE]}{'…' if len(node) > _NODE else ''}"
 
 
 def _workers(count: int) -> str:

@@ -16,6 +16,8 @@ from mltrain.spot.notice import Kind, Notice, SourceError
 
 KUBERNETES = "/tmp/mltrain-notice"
 _LARGEST_BYTES = 1 << 16
+# An empty file as young as that may be about to be written.
+_SETTLED_S = 1.0
 
 
 class File:
@@ -36,6 +38,8 @@ class File:
             return ()
         except OSError as error:
             raise SourceError(f"{self._path} cannot be read: {error}") from error
+        if not content and 0 <= time.time() - written < _SETTLED_S:
+            return ()
         return (_parsed(self.name, content, written, str(self._path)),)
 
 

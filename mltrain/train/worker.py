@@ -108,6 +108,10 @@ class RemoteControl:
         self._flush()
         self._link.send({**message, "generation": generation})
 
+    def notice(self, kind: str, fields: Message) -> None:
+        """Something was said about this node, in a generation or not."""
+        self._link.send({"type": "notice", "event": kind, "fields": fields})
+
     def wishes(self) -> Wishes:
         wishes = Wishes(self._stop, self._checkpoint)
         self._checkpoint = False
@@ -177,6 +181,7 @@ class Worker:
     def __init__(self, worker_id: str, contact: Contact) -> None:
         self._control = RemoteControl(worker_id, contact)
         self._trainer: Any = None
+        self._agent: Any = None
 
     def warm(self, spec: "Spec", cpus: float) -> Outcome | dict[str, Any]:
         """Imports, builds the model, opens the data: everything that takes time, before anybody waits for it.
@@ -187,9 +192,10 @@ class Worker:
         import ray
         import torch
 
-        from mltrain import collectives
+        from mltrain import collectives, spot
         from mltrain.train.trainer import Trainer
 
+        self._agent = spot.watch(spec.config.cluster.notices, self._control.notice)
         torch.set_num_threads(max(1, int(cpus)))
         began = time.perf_counter()
         try:

@@ -1,5 +1,7 @@
 """Every source of notices, against a server that speaks its protocol, or against a file."""
 
+import os
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +146,10 @@ class TestAws(HttpSourceContract):
         with pytest.raises(SourceError, match="want one like"):
             Aws(metadata.address).standing()
 
+    def test_a_service_that_never_answers_is_not_waited_for(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(SourceError, match="timed out"):
+            Aws(f"http://127.0.0.1:{silent.getsockname()[1]}").standing()
+
     def test_a_page_of_somebody_else(self, metadata: Metadata) -> None:
         metadata.broken = "garbage"
         with pytest.raises(SourceError, match="want a JSON object"):
@@ -276,7 +282,7 @@ class TestFile(SourceContract):
 
     def recover(self, service: Any) -> None:
         service.rmdir()
-        service.touch()
+        service.write_text("again")
 
     @pytest.mark.parametrize(
         ("content", "text"), [("", "notice in "), ("rack 7\nis emptied", "rack 7"), ("[1]", "[1]")]
@@ -284,8 +290,14 @@ class TestFile(SourceContract):
     def test_any_content_is_a_notice(self, tmp_path: Path, content: str, text: str) -> None:
         path = tmp_path / "notice"
         path.write_text(content)
+        os.utime(path, (0, time.time() - 2))
         (notice,) = File(str(path)).standing()
         assert notice.text.startswith(text) and notice.deadline is None
+
+    def test_a_file_that_is_about_to_be_written_is_none_yet(self, tmp_path: Path) -> None:
+        path = tmp_path / "notice"
+        path.touch()
+        assert File(str(path)).standing() == ()
 
     @pytest.mark.parametrize("deadline", ['"soon"', "true", "[1]"])
     def test_a_deadline_that_is_no_number(self, tmp_path: Path, deadline: str) -> None:

@@ -15,6 +15,7 @@ from mltrain.train import pulses
 from tests.support.datasets import make_dataset
 from tests.support.drill import Drill, check_exact, drill, paced
 from tests.support.hosts import Host, Hosts, hosts, unavailable
+from tests.support.metadata import serving
 from tests.support.processes import wait_until
 from tests.support.training import ROWS
 
@@ -142,6 +143,33 @@ def test_a_drained_host_is_left_without_losing_a_step_and_the_last_one_with_a_ch
     assert isinstance(run.error, StoppedError) and not run.events("worker lost")
     assert saved["step"] == len(read_metrics(open_store(root), "drain"))
     check_exact(root, "drain", mapping)
+
+
+def test_a_clouds_notice_drains_the_host_and_the_run_leaves_it_without_losing_a_step(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    with serving(intact.head) as metadata:
+        mapping["cluster"]["notices"] = {"source": "aws", "address": metadata.address}
+        with drill(mapping, "notice") as run:
+            run.until("training", generation=1)
+            run.until_step(0, 10)
+            leaving = intact["h2"]
+            node, at = leaving.node_id, int(time.time()) + 120
+            metadata.interrupt(at, leaving.address)
+            notice = run.until("notice")
+            assert (notice["node"], notice["deadline"], notice["action"]) == (node, at, "drain")
+            run.until("node drained", node=node)
+            smaller = run.until("generation formed")
+            assert len(smaller["members"]) == 2
+            run.until("training", generation=smaller["generation"])
+            # Nothing new lands there.
+            run.until_step(2, 0)
+            run.stop()
+        assert not run.events("worker lost")
+        assert not [event for event in run.events("worker started")[3:] if event["node"] == node]
+        # Every host has been asking, by itself.
+        assert metadata.requests.count(("PUT", "/latest/api/token")) >= 3
+    check_exact(root, "notice", mapping)
 
 
 def test_a_host_cut_from_the_controller_alone_is_as_good_as_gone(

@@ -164,6 +164,21 @@ def test_an_announced_loss_costs_no_step_and_a_straggler_makes_room() -> None:
     ]
 
 
+def test_a_notice_is_told_with_what_follows_from_it() -> None:
+    def said(kind: str, **fields: Any) -> str:
+        return told(BEGINNING, [event(30, kind, node=NODES[C], source="aws", **fields)])[-1][1]
+
+    text = "terminate at 2026-11-23T12:02:00Z"
+    assert said("notice", text=text, action="drain") == f"aws gives notice of node 3771c2…: {text}; it is drained"
+    assert said("notice", text=text, action="wait").endswith("; it is drained when that is near")
+    assert said("notice", text=text, action="stay").endswith(text)
+    cancelled = f"aws takes back its notice of node 3771c2…: {text}"
+    assert said("notice cancelled", text=text, drained=False) == cancelled
+    assert said("notice cancelled", text=text, drained=True) == f"{cancelled}; it stays drained: Ray knows no way back"
+    assert said("notices unavailable", reason="HTTP 503") == "no notices from aws on node 3771c2…: HTTP 503"
+    assert said("drain refused", reason="no") == "node 3771c2… should be drained and is not: no"
+
+
 def test_a_process_that_ended_without_a_word_is_named_by_the_next_attempt() -> None:
     resumed = [
         event(600, "run started", step=100, workers=3),
