@@ -68,6 +68,8 @@ class _Account:
         self.ended: list[_Worker] = []
         self._alive: dict[str, _Worker] = {}
         self._known: dict[str, _Worker] = {}
+        # Ended since the latest checkpoint.
+        self._left: list[_Worker] = []
         self._members: list[str] = []
         self._training = False
         self._first_step = 0
@@ -105,6 +107,7 @@ class _Account:
         elif kind in ("worker lost", "worker released") and worker is not None:
             self._training = self._training and name not in self._members
             self.ended.append(self._alive.pop(name))
+            self._left.append(worker)
         elif kind == "training again":
             self._repeated(int(event["steps_repeated"]))
 
@@ -115,7 +118,7 @@ class _Account:
             for worker in self._known.values():
                 worker.spent.move(worker.spent.training - worker.saved, "training", "repeated")
         self.ended += self._alive.values()
-        self._alive, self._known, self._members = {}, {}, []
+        self._alive, self._known, self._members, self._left = {}, {}, [], []
         self._training, self._now, self._before = False, None, ([], 0, 0.0)
 
     def _pass(self, now: float) -> None:
@@ -160,9 +163,12 @@ class _Account:
     def _saved(self, event: Event) -> None:
         self._held_up(float(event["stall_s"]) + float(event.get("waited_s", 0.0)))
         since = float(event.get("write_s", 0.0))
-        for name, worker in self._known.items():
+        for name, worker in self._alive.items():
             late = since if self._training and name in self._members else 0.0
             worker.saved = max(worker.saved, worker.spent.training - late)
+        for worker in self._left:
+            worker.saved = worker.spent.training
+        self._left = []
 
     def _fell_silent(self, name: str, worker: _Worker, silent_s: float) -> None:
         """What a worker did since it was last heard is not known; that its generation did not go on is."""
