@@ -13,7 +13,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "protocol": {"count": 30},
     "cache": {"count": 3},
     "outage": {"count": 1, "outage_s": 2.0},
-    "elastic": {"count": 1},
+    "elastic": {"count": 1, "moments": 5},
 }
 
 

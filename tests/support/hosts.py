@@ -1,7 +1,8 @@
 """Hosts on one machine: network namespaces on a bridge, each a Ray node, that are cut, killed, stopped and drained.
 
 The test's own process and Ray's head are on the host that the bridge belongs to. A cut host's packets are dropped
-without a word, as when a cable is pulled or power fails: nobody gets a reset. All hosts share this machine's files.
+without a word, as when a cable is pulled or power fails: nobody gets a reset. All hosts share this machine's files, but
+each has temporary files and shared memory of its own.
 """
 
 import contextlib
@@ -27,7 +28,9 @@ _INTERFACE = "e0"
 # Nobody has it: packets to it go out on the wire and reach no one.
 _NOWHERE = "02:00:00:00:00:01"
 _STORE_BYTES = 80 << 20
-_JOIN_S = 90.0
+_JOIN_S = 300.0
+# Attempts to start the head.
+_STARTS = 3
 
 
 def unavailable() -> str | None:
@@ -58,6 +61,7 @@ class Host:
         self._link = f"{bridge.name}-{number}"
         # Sockets need a short path.
         self._files = Path("/run", self._namespace)
+        self._temporary = self._files / "tmp"
         self._logs = logs
         self._cpus = cpus
         self._ray: Process | None = None
@@ -75,12 +79,21 @@ class Host:
         self.heal()
         self._starts += 1
         # A node ends with the test that started it, also when that is killed.
-        into = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._namespace]
+        into = ["setpriv", "--pdeathsig", "KILL", *self.prefix()]
+        # What `ip netns exec` mounts is the command's own, and so is this.
+        into += ["sh", "-c", 'mount -t tmpfs none /dev/shm && exec "$@"', "sh"]
         node = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self._ray_address}"]
         node += [f"--node-ip-address={self.address}", f"--num-cpus={self._cpus}", "--disable-usage-stats"]
         # Nodes that start at the same time in one directory take each other's sockets.
         node += [f"--temp-dir={self._files}", f"--object-store-memory={_STORE_BYTES}", "--include-log-monitor=false"]
-        self._ray = Process([*into, *node], self._logs / f"{self.name}-{self._starts}", env={"RAY_DEDUP_LOGS": "0"})
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+        env = {"RAY_DEDUP_LOGS": "0", "TMPDIR": str(self._temporary)}
+        self._ray = Process([*into, *node], self._logs / f"{self.name}-{self._starts}", env=env)
+
+    def prefix(self) -> list[str]:
+        """The words before a command that make it run on this host."""
+        return ["ip", "netns", "exec", self._namespace]
 
     def wait(self) -> None:
         """Waits until Ray has this host's node."""
@@ -151,6 +164,12 @@ class Host:
                 found.append(psutil.Process(int(pid)))
         return found
 
+    def temporary_files(self) -> list[Path]:
+        """What lies in the host's temporary directory and shared memory."""
+        assert self._ray is not None
+        places = [self._temporary, Path(f"/proc/{self._ray.pid}/root/dev/shm")]
+        return [path for place in places for path in place.rglob("*")]
+
     def close(self) -> None:
         """Ends everything on the host, and the host."""
         self._end()
@@ -208,13 +227,12 @@ class Hosts:
 def hosts(count: int, logs: Path, *, cpus: int = 2) -> Iterator[Hosts]:
     """Makes ``count`` hosts with a Ray node each, and a head here. All of it ends with the block."""
     import ray
-    from ray.cluster_utils import Cluster
 
     with contextlib.ExitStack() as stack:
         bridge = stack.enter_context(_bridge())
         head: dict[str, object] = {"num_cpus": 0, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
         head |= {"node_ip_address": bridge.head, "dashboard_agent_listen_port": 0}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = _head(head)
         stack.callback(cluster.shutdown)
         made = []
         for number in range(1, count + 1):
@@ -227,6 +245,18 @@ def hosts(count: int, logs: Path, *, cpus: int = 2) -> Iterator[Hosts]:
         for host in made:
             host.wait()
         yield Hosts(cluster, bridge.head, made)
+
+
+def _head(arguments: dict[str, object]) -> "Cluster":
+    """Starts Ray's head; on a machine that is busy Ray's own deadline may be too short for the first attempts."""
+    from ray.cluster_utils import Cluster
+
+    for _ in range(_STARTS - 1):
+        try:
+            return Cluster(initialize_head=True, head_node_args=arguments)
+        except Exception:  # a bare one is what Ray raises when its node is not there in time
+            continue
+    return Cluster(initialize_head=True, head_node_args=arguments)
 
 
 class _Bridge:
