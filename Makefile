@@ -35,7 +35,7 @@ test: setup-tests  ## the whole test suite (PYTEST_ARGS="-k name")
 unit: setup  ## the unit tests, in seconds
 	$(bin)/python $(pytest) tests/unit
 
-chaos: setup-tests  ## faults by the thousand, half an hour (CHAOS="readers --seed 7 --count 1": one kind, one case)
+chaos: setup-tests  ## faults by the thousand, an hour or two (CHAOS="readers --seed 7 --count 1": one kind, one case)
 	$(bin)/python -m tests.chaos $(CHAOS)
 
 lint: setup  ## ruff, mypy --strict, import-linter
