@@ -29,11 +29,12 @@ from pathlib import Path
 
 from benchmarks.spot.simulator import Costs, Goodput, Notices, restarting, simulate
 from benchmarks.spot.traces import FILES, Trace, load
+from mltrain.spot import LEAD_S
 
 # AWS announces two minutes before, Google Cloud half a minute.
 _LEADS = {"p3": 120.0, "g4dn": 120.0, "a100": 30.0, "v100": 30.0}
-# A node that goes is left so long before.
-_LEAVE_S = 15.0
+# Nodes that go could be left so long before.
+_LEAVES = (120.0, 60.0, 30.0, 15.0)
 _RESTARTS = (72.0, 13.0)
 _INTERVALS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0)
 _DRIVER_LOST_S = 4 * 3600.0
@@ -70,11 +71,13 @@ def fleets(seed: int) -> None:
     for name in FILES:
         trace, lead_s = load(name, seed), _LEADS[name]
         print(f"{name}: {trace.duration_s / 3600:.1f} h, up to {trace.most} nodes, {trace.removals} taken away")
-        late = Notices(lead_s, leave_s=_LEAVE_S)
-        rough = replace(late, missing=0.5, false_s=12 * 3600)
-        ours = simulate(trace, costs, late, seed=seed)
-        _print_row(f"left {_LEAVE_S:g} s before they go", ours)
-        _print_row(f"left at the notice, {lead_s:g} s before", simulate(trace, costs, Notices(lead_s), seed=seed))
+        ours = simulate(trace, costs, Notices(lead_s), seed=seed)
+        _print_row(f"notice {lead_s:g} s before, left as decided", ours)
+        for leave_s in _LEAVES:
+            if leave_s <= lead_s:
+                at = "at the notice" if leave_s == lead_s else f"{leave_s:g} s before they go"
+                _print_row(f"... left {at}", simulate(trace, costs, Notices(lead_s, leave_s=leave_s), seed=seed))
+        rough = Notices(lead_s, missing=0.5, false_s=12 * 3600)
         _print_row("half of the notices missing, some false", simulate(trace, costs, rough, seed=seed))
         _print_row("no notices", simulate(trace, costs, Notices(missing=1.0), seed=seed))
         for restart_s in _RESTARTS:
@@ -98,7 +101,7 @@ def intervals(seed: int) -> None:
 
 
 def _elastic(trace: Trace, costs: Costs, seed: int, every_s: float | None) -> float:
-    notices = Notices(_LEADS[trace.name], missing=0.5, leave_s=_LEAVE_S)
+    notices = Notices(_LEADS[trace.name], missing=0.5)
     found = [
         simulate(trace, costs, notices, every_s=every_s, driver_lost_s=_DRIVER_LOST_S, seed=each).share
         for each in (seed, seed + 1)
@@ -126,7 +129,7 @@ def replayed(faster: float, seed: int) -> None:
         raise SystemExit(why)
     logging.getLogger("mltrain").setLevel(logging.ERROR)
     trace = load("p3").window(_HOUR_S, 3600.0).thinned(_NODES).compressed(faster)
-    notices = Notices(_LEADS["p3"] / faster, missing=0.3)
+    notices = Notices(_LEADS["p3"] / faster, missing=0.3, leave_s=LEAD_S / faster)
     with tempfile.TemporaryDirectory() as folder:
         found = replay(trace, notices, Path(folder), lambda said: print(said, file=sys.stderr, flush=True), seed)
     print(f"ray {version('ray')}, torch {version('torch')}; {trace.name}")

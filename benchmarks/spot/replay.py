@@ -55,7 +55,8 @@ def replay(trace: Trace, notices: Notices, folder: Path, say: Callable[[str], No
 
     Args:
         trace: of which at most as many nodes are there at a time as this machine can be hosts.
-        notices: which losses are announced, and when. Nothing is announced that does not happen.
+        notices: which losses are announced, when, and when nodes are left then (``leave_s``). Nothing is announced that
+            does not happen.
         folder: for what the runs store.
         say: told how it goes.
         seed: of what is drawn.
@@ -134,7 +135,9 @@ class _Fleet:
     def play(self, say: Callable[[str], None]) -> dict[str, float]:
         """Lets nodes come and go. Returns when Ray had those that came."""
         order, due = itertools.count(), list[tuple[float, int, str, Callable[[], None]]]()
-        lead_s = self._notices.lead_s
+        # The agent drains a node when the policy says so: what comes before that changes nothing.
+        assert self._notices.leave_s is not None
+        lead_s = min(self._notices.lead_s, self._notices.leave_s)
         for life in self._trace.lives:
             if life.begin_s > 0.0:
                 due.append((life.begin_s, next(order), f"{life.node} comes", partial(self._come, life)))

@@ -1,7 +1,8 @@
 """A run on a fleet that comes and goes, in simulated time, decided by the library's own policies.
 
-What the controller would do is asked of it: membership (`mltrain.train.membership`), nodes held back
-(`mltrain.train.nodes`) and when to make a checkpoint (`mltrain.train.interval`). What things cost is given. The run
+What the library would do is asked of it: when a node that goes is left (`mltrain.spot.policy`), who takes part
+(`mltrain.train.membership`), which nodes are held back (`mltrain.train.nodes`) and when to make a checkpoint
+(`mltrain.train.interval`). What things cost is given. The run
 leaves the events of a real one, and where its nodes' seconds went follows from them alike (`mltrain.results.spent`).
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks.spot.traces import Trace
 from mltrain.results.spent import Spent, spent
+from mltrain.spot import Kind, Notice, decide
 from mltrain.train import membership
 from mltrain.train.interval import checkpoint_interval_s
 from mltrain.train.membership import Action, Generation, Limits, WorkerState, WorkerStatus
@@ -71,14 +73,15 @@ class Notices:
         lead_s: before a node goes.
         missing: share of losses without a notice.
         false_s: mean time of one node between notices that nothing follows; infinity if there are none.
-        leave_s: before the end that the training leaves a node; by default at once.
+        leave_s: before the end that a node is left, or at the notice if that comes later; by default when the library's
+            policy says so.
         again_s: after the end that did not come, until the node can be used again.
     """
 
     lead_s: float = 120.0
     missing: float = 0.0
     false_s: float = math.inf
-    leave_s: float = math.inf
+    leave_s: float | None = None
     again_s: float = 30.0
 
     def given(self, node: str, seed: int) -> bool:
@@ -300,7 +303,11 @@ class _Run:
             self._decide()
 
         self._at(at_s, notice)
-        self._at(max(at_s, end_s - self._notices.leave_s), drain)
+        if self._notices.leave_s is not None:
+            self._at(max(at_s, end_s - self._notices.leave_s), drain)
+        else:
+            said = Notice("simulated", node.name, Kind.LEAVING, "goes", end_s)
+            self._at(at_s + (decide([said], at_s).again_s or 0.0), drain)
         if false:
             self._at(end_s + self._notices.again_s, again)
 

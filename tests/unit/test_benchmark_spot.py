@@ -1,12 +1,12 @@
 """Traces of spot fleets, and the simulator of a run on them."""
 
-import math
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.spot.simulator import Costs, Goodput, Notices, bound_s, restarting, simulate
 from benchmarks.spot.traces import FILES, Life, Trace, lives_of, load, read_changes, read_counts
+from mltrain.spot import LEAD_S
 
 HOUR = load("p3").window(0.8 * 3600, 3600)
 FREE = Costs(
@@ -161,5 +161,10 @@ def test_a_longer_restart_gives_less_and_one_more_reason_to_restart_too() -> Non
 
 
 def test_leaving_late_keeps_what_leaving_at_once_gives_away() -> None:
-    found = [simulate(HOUR, Costs(), Notices(leave_s=seconds)).share for seconds in (math.inf, 60.0, 15.0)]
+    found = [simulate(HOUR, Costs(), Notices(leave_s=seconds)).share for seconds in (120.0, 60.0, 15.0)]
     assert sorted(found) == found
+
+
+def test_nodes_are_left_when_the_librarys_policy_says_so() -> None:
+    early = Notices(lead_s=LEAD_S + 300.0)
+    assert simulate(HOUR, Costs(), early).events == simulate(HOUR, Costs(), replace(early, leave_s=LEAD_S)).events
