@@ -54,6 +54,8 @@ def run(count: int, seed: int, folder: Path, moments: int = 12) -> Result:
                 made.mend()
                 with tempfile.TemporaryDirectory(dir=folder) as steps:
                     _Case(random.Random(number), moments, made, folder, Path(steps), result).run(f"case-{number}")
+            # A run of hours says how far it is.
+            sys.stderr.write(f"after case {number}: {dict(result.counts)}, {len(result.failures)} failures\n")
             number += 1
     return result
 

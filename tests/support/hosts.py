@@ -88,7 +88,8 @@ class Host:
         node += [f"--temp-dir={self._files}", f"--object-store-memory={_STORE_BYTES}", "--include-log-monitor=false"]
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
-        env = {"RAY_DEDUP_LOGS": "0", "TMPDIR": str(self._temporary)}
+        # Where much else runs, processes as nice as Ray makes its workers hardly get on.
+        env = {"RAY_DEDUP_LOGS": "0", "RAY_worker_niceness": "0", "TMPDIR": str(self._temporary)}
         self._ray = Process([*into, *node], self._logs / f"{self.name}-{self._starts}", env=env)
 
     def prefix(self) -> list[str]:
