@@ -40,10 +40,11 @@ ReportFunction = Callable[[Report], Verdict]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What this rank asks of all ranks after a step."""
+    """What this rank asks of all ranks after a step, and whether a checkpoint of it is still on its way to storage."""
 
     stop: bool = False
     checkpoint: bool = False
+    saving: bool = False
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,7 @@ class Controller:
                 place["address"], place["interface"], server.address,
             )  # fmt: skip
             task = Task(
+                driver_epoch=self._record.driver_epoch,
                 recorded=self._record.recorded,
                 decided=self._record.decided,
                 halt=halt,

@@ -75,7 +75,13 @@ def _generations(trainer: Trainer, control: _Direct, record: RunRecord) -> Outco
             restore = record.newest
             record.begin_generation(generation, ["local"], "training in this process")
             outcome = trainer.run(
-                Membership(generation), Task(recorded=record.recorded, decided=record.decided, restore=restore)
+                Membership(generation),
+                Task(
+                    driver_epoch=record.driver_epoch,
+                    recorded=record.recorded,
+                    decided=record.decided,
+                    restore=restore,
+                ),
             )
             if outcome.ending is Ending.DAMAGED and restore is not None:
                 record.set_aside(restore.step, outcome.reason)

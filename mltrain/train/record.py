@@ -1,12 +1,11 @@
-"""A run as its controller keeps it: log, metrics, checkpoints, reports. The only writer of manifests."""
+"""A run as its controller keeps it: log, metrics, reports, and when a checkpoint is due."""
 
 import hashlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import DamagedError, TrainingError
@@ -15,10 +14,12 @@ from mltrain.results import RunLog
 from mltrain.results.loggers import Loggers
 from mltrain.results.story import Story
 from mltrain.train import checkpoints
-from mltrain.train.checkpoints import Checkpoint, Part
+from mltrain.train.checkpoints import Checkpoint
 from mltrain.train.control import Message, Report, ReportFunction, Row, Verdict
 from mltrain.train.interval import checkpoint_interval_s
 from mltrain.train.lease import Lease
+from mltrain.train.shelf import Identity as Identity
+from mltrain.train.shelf import Policy, Shelf
 from mltrain.train.stopping import better
 from mltrain.train.totals import Totals
 from mltrain.train.usercode import Hook
@@ -29,23 +30,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Identity:
-    """What a checkpoint records about where it comes from."""
-
-    run_id: str
-    config_digest: str
-    dataset_digest: str
-    dataset_build: str | None
-
-
-@dataclass
-class _Pending:
-    """A checkpoint whose parts are arriving."""
-
-    parts: dict[int, Part] = field(default_factory=dict)
-    head: Message | None = None
+# The interval follows the mean cost of so many checkpoints.
+_COSTS = 5
 
 
 class RunRecord:
@@ -76,27 +62,26 @@ class RunRecord:
         totals: Totals,
     ) -> None:
         self._config = config
-        self._identity = identity
         self._run = run
         self._log = log
         self._loggers = loggers
         self._lease = lease
+        goal = config.objective
+        self._shelf = Shelf(run, identity, lease, Policy(config.train.checkpoint.keep, goal.metric, goal.mode))
         self._report = report
         self._progress = progress
         self._watcher = progress if isinstance(progress, Watcher) else None
         self._story = Story()
         self._hooks = hooks
-        self._pending: dict[int, _Pending] = {}
         self._undecided: list[Message] = []
-        self._manifests: dict[int, Checkpoint] = {}
-        self._last_checkpoint = time.monotonic()
-        self._cost_s = 0.0
+        self._last_checkpoint: float | None = None
+        self._costs_s: deque[float] = deque(maxlen=_COSTS)
+        self._delayed: int | None = None
         self._generation = 0
         self.totals = totals
         self.recorded = 0
         self.decided = 0
         self.verdict = Verdict.CONTINUE
-        self.best: tuple[float, int] | None = None
         self._leading: float | None = None
         self.metrics: dict[str, float] = {}
 
@@ -118,26 +103,20 @@ class RunRecord:
 
     def restore_point(self) -> Checkpoint | None:
         """The newest intact checkpoint; the others are remembered for retention and the best one."""
-        self._manifests = {checkpoint.step: checkpoint for checkpoint in checkpoints.stored(self._run)}
-        for step in set(checkpoints.steps(self._run)) - set(self._manifests):
-            self.set_aside(step, f"the manifest of checkpoint step-{step} is damaged")
-        self.best = None
-        for checkpoint in self._manifests.values():
-            self._consider(checkpoint)
+        for step in self._shelf.look():
+            self.set_aside(step, f"the manifest {self._run.join(checkpoints.manifest_path(step))} is damaged")
         newest = self.newest
         if newest is None:
             return None
         self.recorded = newest.step
         self.decided = int(newest.state["evaluated_step"])
-        evaluated = [c for c in self._manifests.values() if c.metrics]
+        evaluated = [c for c in self._shelf.kept.values() if c.metrics]
         self.metrics = dict(max(evaluated, key=lambda c: c.step).metrics) if evaluated else {}
         return newest
 
     def set_aside(self, step: int, why: str) -> None:
         """A damaged checkpoint: it no longer exists, and the one before it is used."""
-        self._lease.check()
-        checkpoints.set_aside(self._run, step)
-        self._manifests.pop(step, None)
+        self._shelf.set_aside(step)
         self.event("checkpoint damaged", step=step, reason=why)
         self.say(f"checkpoint step-{step} is damaged, falling back to the one before it: {why}")
         _LOG.warning("%s", why)
@@ -145,14 +124,16 @@ class RunRecord:
     def begin_generation(self, number: int, members: list[str], reason: str) -> None:
         """A new membership: what was not complete in the old one never will be."""
         self._generation = number
-        # The clock goes on: where nodes come and go often, there would never be another checkpoint.
-        self._pending.clear()
+        if self._last_checkpoint is None:
+            self._last_checkpoint = time.monotonic()
+        # Later the clock goes on: where nodes come and go often, there would never be another checkpoint.
+        self._shelf.begin_generation(number)
         self.event("generation formed", generation=number, members=members, reason=reason)
 
     @property
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint."""
-        return self._manifests[max(self._manifests)] if self._manifests else None
+        return self._shelf.newest
 
     def row(self, row: Row) -> None:
         """Metrics of a step."""
@@ -168,22 +149,45 @@ class RunRecord:
             self._evaluated(message)
         elif message["type"] == "part":
             self._part(message)
+        elif message["type"] == "saving":
+            self._shelf.begun(int(message["step"]))
+        elif message["type"] == "delayed":
+            self._delay()
 
     def checkpoint_due(self) -> bool:
         """Whether it is time for a checkpoint, by the clock."""
-        if self._pending:
+        if not self._elapsed():
             return False
-        every = self._config.train.checkpoint.every
-        since = time.monotonic() - self._last_checkpoint
+        if self._shelf.under_way() is not None:
+            self._delay()
+            return False
+        return True
+
+    def _elapsed(self) -> bool:
+        """Whether the interval since the latest durable checkpoint is over."""
+        every, now = self._config.train.checkpoint.every, time.monotonic()
+        since = now - (now if self._last_checkpoint is None else self._last_checkpoint)
         if isinstance(every, str):
-            return since > checkpoint_interval_s(self._cost_s, self.totals.rollbacks, self.totals.wall_s)
+            cost_s = sum(self._costs_s) / max(1, len(self._costs_s))
+            return since > checkpoint_interval_s(cost_s, self.totals.rollbacks, self.totals.wall_s)
         return every.seconds is not None and since > every.seconds
+
+    def _delay(self) -> None:
+        """A checkpoint is due and the one before it is not durable yet: said once for each that is waited for."""
+        under_way = self._shelf.under_way()
+        if under_way is not None and under_way[0] != self._delayed:
+            self._delayed, since_s = under_way
+            self.event("checkpoint delayed", waiting_for=self._delayed, since_s=since_s)
+
+    @property
+    def driver_epoch(self) -> int:
+        """Of this controller."""
+        return self._lease.driver_epoch
 
     def best_checkpoint(self) -> Checkpoint | None:
         """The one with the best objective, else the newest."""
-        if self.best is not None and self.best[1] in self._manifests:
-            return self._manifests[self.best[1]]
-        return self.newest
+        best = self._shelf.best
+        return self.newest if best is None else self._shelf.kept[best[1]]
 
     def _evaluated(self, message: Message) -> None:
         step, metrics = int(message["step"]), dict(message["metrics"])
@@ -206,67 +210,28 @@ class RunRecord:
         """Whether an evaluation is better than all before it, of which the last may not be a checkpoint yet."""
         goal = self._config.objective
         value = metrics.get(goal.metric, math.nan)
-        leads = all(better(value, past, goal.mode) for past in (self._leading, self.best and self.best[0]))
+        leads = all(
+            better(value, past, goal.mode) for past in (self._leading, self._shelf.best and self._shelf.best[0])
+        )
         self._leading = value if leads else self._leading
         return leads
 
     def _part(self, message: Message) -> None:
-        step, part = int(message["step"]), Part.from_json(message["part"])
-        pending = self._pending.setdefault(step, _Pending())
-        pending.parts[part.rank] = part
-        if message["rank"] == 0:
-            pending.head = message
-        if pending.head is not None and len(pending.parts) == int(message["size"]):
-            del self._pending[step]
-            self._commit(
-                step, pending.head, [pending.parts[rank] for rank in sorted(pending.parts)], message["write_s"]
-            )
-
-    def _commit(self, step: int, head: Message, parts: list[Part], write_s: float) -> None:
-        """Everything is durable: the manifest makes it a checkpoint."""
-        self._lease.check()
+        under_way = self._shelf.under_way()
         # What a resumed run takes up again is complete up to the checkpoint.
-        self._log.flush()
-        checkpoint = Checkpoint(
-            run_id=self._identity.run_id,
-            step=step,
-            epoch=int(head["loader"]["epoch"]),
-            driver_epoch=self._lease.driver_epoch,
-            generation=self._generation,
-            parts=tuple(parts),
-            state=head["state"],
-            loader=head["loader"],
-            config_digest=self._identity.config_digest,
-            dataset_digest=self._identity.dataset_digest,
-            dataset_build=self._identity.dataset_build,
-            created=datetime.now(UTC).isoformat(),
-            metrics=head["metrics"],
-        )
-        path = checkpoints.manifest_path(step)
-        if not self._run.put_if_absent(path, checkpoint.to_bytes()):
-            # The same step was saved before and then repeated: what is stored is as good.
-            checkpoint = Checkpoint.from_bytes(self._run.get(path), self._run.join(path))
-        self._manifests[step] = checkpoint
-        self._last_checkpoint = time.monotonic()
-        self._cost_s = float(head["stall_s"])
-        size = sum(part.size_bytes for part in parts)
+        checkpoint = self._shelf.take(message, self._log.flush)
+        if checkpoint is None:
+            return
+        since_s = 0.0 if under_way is None else under_way[1]
+        self._last_checkpoint = time.monotonic() - since_s
+        stall_s, waited_s = float(message["stall_s"]), float(message["waited_s"])
+        self._costs_s.append(stall_s + waited_s)
         self.event(
-            "checkpoint", step=step, size_bytes=size, parts=len(parts), stall_s=head["stall_s"],
-            waited_s=head["waited_s"], write_s=write_s, digest=checkpoint.digest,
+            "checkpoint", step=checkpoint.step, size_bytes=checkpoint.size_bytes, parts=len(checkpoint.parts),
+            stall_s=stall_s, waited_s=waited_s, write_s=message["write_s"], durable_s=since_s, digest=checkpoint.digest,
         )  # fmt: skip
-        self._consider(checkpoint)
         self._decide(checkpoint)
-        for old in checkpoints.to_delete(
-            sorted(self._manifests), self._config.train.checkpoint.keep, self.best and self.best[1]
-        ):
-            checkpoints.delete(self._run, old)
-            del self._manifests[old]
-
-    def _consider(self, checkpoint: Checkpoint) -> None:
-        goal = self._config.objective
-        value = checkpoint.metrics.get(goal.metric)
-        if value is not None and better(value, None if self.best is None else self.best[0], goal.mode):
-            self.best = (value, checkpoint.step)
+        self._shelf.tidy()
 
     def _decide(self, checkpoint: Checkpoint) -> None:
         ready = [message for message in self._undecided if message["step"] <= checkpoint.step]

@@ -22,6 +22,7 @@ class Tally:
     Attributes:
         stop: ranks that want to stop after this step.
         checkpoint: ranks that want a checkpoint after this step.
+        saving: ranks whose share of an earlier checkpoint is not durable yet.
         nonfinite: ranks whose loss is not finite.
         rows: rows of the step.
         loss: weighted sum of the rows' losses.
@@ -31,6 +32,7 @@ class Tally:
 
     stop: int = 0
     checkpoint: int = 0
+    saving: int = 0
     nonfinite: int = 0
     rows: int = 0
     loss: float = 0.0
@@ -39,14 +41,14 @@ class Tally:
 
 
 # Integers travel as bytes and doubles as two floats, so that sums in fp32 stay exact (or nearly) for up to 65536 ranks.
-_COUNTED = 2 + 4 + 8
+_COUNTED = 3 + 4 + 8
 _MEASURED = 1 + 2 + 2
 _WIDTH = _COUNTED + _MEASURED
 
 
 def _encode(tally: Tally, measured: Tensor) -> Tensor:
     """A tally as fp32. ``measured`` holds sums of losses and weights, fp64, and is not waited for if on a device."""
-    counted = [float(tally.stop), float(tally.checkpoint)]
+    counted = [float(tally.stop), float(tally.checkpoint), float(tally.saving)]
     counted += [float((tally.rows >> shift) & 0xFF) for shift in range(0, 32, 8)]
     counted += [float((tally.samples >> shift) & 0xFF) for shift in range(0, 64, 8)]
     finite = measured.isfinite().all()
@@ -58,10 +60,11 @@ def _encode(tally: Tally, measured: Tensor) -> Tensor:
 
 
 def _decode(values: Sequence[float]) -> Tally:
-    rows = sum(int(value) << (8 * index) for index, value in enumerate(values[2:6]))
-    samples = sum(int(value) << (8 * index) for index, value in enumerate(values[6:14])) & 0xFFFF_FFFF_FFFF_FFFF
+    rows = sum(int(value) << (8 * index) for index, value in enumerate(values[3:7]))
+    samples = sum(int(value) << (8 * index) for index, value in enumerate(values[7:15])) & 0xFFFF_FFFF_FFFF_FFFF
     nonfinite, loss, weight, loss_low, weight_low = values[_COUNTED:]
-    return Tally(int(values[0]), int(values[1]), int(nonfinite), rows, loss + loss_low, weight + weight_low, samples)
+    stop, checkpoint, saving = (int(value) for value in values[:3])
+    return Tally(stop, checkpoint, saving, int(nonfinite), rows, loss + loss_low, weight + weight_low, samples)
 
 
 class Reducer:

@@ -96,9 +96,9 @@ class Result:
             DamagedError: the checkpoint is damaged.
         """
         checkpoint = self._manifest()
-        tensors = checkpoints.read_tensors(self._run, checkpoint)
+        weights = checkpoints.read_tensors(self._run, checkpoint, "model.")
         model = build(self._shipped(), self._open_dataset().schema, dict(self.config.model.args))
-        model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
         return model.eval()
 
     def predict(self, split: str) -> "pa.Table":

@@ -41,6 +41,7 @@ class Task:
     """What a generation is asked to do.
 
     Attributes:
+        driver_epoch: of the controller.
         recorded: rows of metrics up to this step have reached the controller.
         decided: evaluations up to this step were reported and answered.
         halt: make a checkpoint and stop, instead of training.
@@ -48,6 +49,7 @@ class Task:
         void: what this worker holds of the run is of a generation that others went on from without it.
     """
 
+    driver_epoch: int = 0
     recorded: int = 0
     decided: int = 0
     halt: bool = False

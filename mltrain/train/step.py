@@ -55,6 +55,7 @@ class StepResult:
     samples: int
     stop: bool
     checkpoint: bool
+    saving: bool
 
 
 def train_step(
@@ -77,7 +78,7 @@ def train_step(
     seed_all(recipe.seed, batch.epoch, step, rank)
     with _buffers_kept(model):
         reducer.begin()
-        tally = Tally(stop=wishes.stop, checkpoint=wishes.checkpoint, rows=batch.rows, samples=_samples(batch))
+        tally = Tally(wishes.stop, wishes.checkpoint, wishes.saving, rows=batch.rows, samples=_samples(batch))
         pieces = list(micro_batches(batch, recipe.max_local_rows))
         # Losses and weights are summed where they are, and read once with everybody's: a device is not waited for.
         measured = torch.zeros(2, dtype=torch.float64, device=reducer.device)
@@ -114,6 +115,7 @@ def train_step(
         samples=summed.samples,
         stop=summed.stop > 0,
         checkpoint=summed.checkpoint > 0,
+        saving=summed.saving > 0,
     )
 
 

@@ -16,14 +16,14 @@ from mltrain.errors import CollectiveAborted, DamagedError, RequestError
 from mltrain.evaluate import evaluate, metric_names, tasks
 from mltrain.train import checkpoints, schedule
 from mltrain.train.checkpoints import Checkpoint
-from mltrain.train.control import Control, Ending, Outcome, Row, failure
+from mltrain.train.control import Control, Ending, Outcome, Row, Wishes, failure
 from mltrain.train.optimizers import build_optimizer
 from mltrain.train.reducer import Reducer
 from mltrain.train.replica import Replica
 from mltrain.train.spec import Spec, Task, check_objective, evaluation_split, total_steps
 from mltrain.train.step import Recipe, StepResult, micro_batches, seed_all, train_step
 from mltrain.train.usercode import build
-from mltrain.train.writer import PartWriter
+from mltrain.train.writer import PartWriter, Place
 
 if TYPE_CHECKING:
     from mltrain.data import Batch
@@ -85,7 +85,9 @@ class Trainer:
             ),
             seed=config.seed,
         )
-        self._writer = PartWriter(spec.run, control.send)
+        self._writer = PartWriter(spec.run, control.send, pinned=self._device.type == "cuda")
+        self._driver_epoch = 0
+        self._owed = False
         self._history: deque[Row] = deque(maxlen=_HISTORY)
         self._generation = 0
         self._evaluation_s = 0.0
@@ -131,7 +133,10 @@ class Trainer:
         self.replica.load(tensors, checkpoint.state)
 
     def _begin(self, membership: Membership, task: Task, timings: dict[str, float]) -> None:
-        self._generation = membership.generation
+        self._generation, self._driver_epoch = membership.generation, task.driver_epoch
+        self._writer.begin(membership.generation)
+        # Newcomers do not know of a checkpoint that the others have put off.
+        self._owed = False
         for loader in (self._loader, self._evaluation):
             if loader is not None:
                 loader.reshard(membership.rank, membership.size)
@@ -160,7 +165,7 @@ class Trainer:
         with Reducer(replica.model, self._collectives) as reducer:
             while replica.step < self.total_steps and not self._out_of_patience():
                 for batch in self._rest_of_epoch():
-                    wishes, began = self._control.wishes(), time.perf_counter()
+                    wishes, began = self._wishes(), time.perf_counter()
                     result = train_step(
                         replica.model, replica.optimizer, batch, reducer, self._recipe,
                         step=replica.step, rank=self._collectives.rank, wishes=wishes,
@@ -171,7 +176,7 @@ class Trainer:
                     if fresh and self._collectives.rank == 0:
                         self._control.send({"type": "stepping", "step": replica.step})
                     fresh = False
-                    if self._evaluation_due() or result.checkpoint or self._checkpoint_due():
+                    if self._checkpoint_due(result) or self._evaluation_due():
                         self._settle()
                     if result.stop:
                         self._writer.wait(self._control.check)
@@ -212,9 +217,19 @@ class Trainer:
             return step % every.steps == 0
         return step % (self.steps_per_epoch * (every.epochs or 1)) == 0
 
-    def _checkpoint_due(self) -> bool:
+    def _checkpoint_due(self, result: StepResult) -> bool:
+        """Whether all ranks make one now. What is due by the steps waits for the one before it to be durable."""
         every = self._spec.config.train.checkpoint.every
-        return not isinstance(every, str) and every.steps is not None and self.replica.step % every.steps == 0
+        in_steps = not isinstance(every, str) and every.steps is not None and self.replica.step % every.steps == 0
+        if result.checkpoint or not (in_steps or self._owed):
+            return result.checkpoint
+        if result.saving and in_steps and self._collectives.rank == 0:
+            self._control.send({"type": "delayed"})
+        self._owed = result.saving
+        return not result.saving
+
+    def _wishes(self) -> Wishes:
+        return dataclasses.replace(self._control.wishes(), saving=self._writer.busy)
 
     def _out_of_patience(self) -> bool:
         limit = self._spec.config.train.early_stopping
@@ -226,7 +241,7 @@ class Trainer:
         replica.synchronise_buffers(self._collectives)
         if self._evaluation_due():
             # On every rank: a part that could not be written is told by its writer, not waited for by rank 0.
-            self._writer.wait(self._control.check)
+            self._writer.wait(self._control.check, through=replica.evaluated_step)
             if self._collectives.rank == 0:
                 self._control.wait_decided(replica.evaluated_step)
             self._evaluate()
@@ -269,23 +284,16 @@ class Trainer:
             yield from micro_batches(batch, self._recipe.max_local_rows)
 
     def _checkpoint(self) -> None:
-        began = time.perf_counter()
-        replica, rank = self.replica, self._collectives.rank
-        self._writer.wait(self._control.check)
-        waited = time.perf_counter()
-        tensors = replica.tensors()
-        mine = checkpoints.shares(
-            {n: t.numel() * t.element_size() for n, t in tensors.items()}, self._collectives.size
-        )[rank]
-        copies = {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in mine}
-        message: dict[str, Any] = {"type": "part", "step": replica.step, "rank": rank, "size": self._collectives.size}
-        if rank == 0:
+        replica, at, head = self.replica, self._collectives, {}
+        if at.rank == 0:
             epoch, within = divmod(replica.step, self.steps_per_epoch)
             loader = {"seed": self._spec.config.train.seed, "epoch": epoch, "step": within}
             metrics = replica.metrics if replica.step == replica.evaluated_step else {}
-            message |= {"state": replica.state(), "loader": loader, "metrics": metrics}
-            message |= {"stall_s": time.perf_counter() - waited, "waited_s": waited - began}
-        self._writer.submit(replica.step, self._generation, rank, copies, message)
+            head = {"state": replica.state(), "loader": loader, "metrics": metrics}
+            self._control.send({"type": "saving", "step": replica.step})
+        place = Place(self._driver_epoch, self._generation, at.rank, at.size)
+        self._writer.save(replica.step, place, replica.tensors(), head, self._control.check)
+        self._owed = False
 
     def _abandon(self) -> None:
         """Leaves a generation that failed here, or that was aborted."""
