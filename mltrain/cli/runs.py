@@ -8,7 +8,7 @@ import click
 
 from mltrain.cli.options import common, config_options, example, root_of
 from mltrain.cli.output import Output, Table, short, table
-from mltrain.cli.tables import best_line, events_table, metrics_table, story_table, trials_table
+from mltrain.cli.tables import best_line, events_table, metrics_table, spent_table, story_table, trials_table
 
 _root = click.option("--root", metavar="URI", help="Where the runs are: a path or a URI.", show_default="./out")
 _WIDE = (
@@ -62,6 +62,8 @@ def show(out: Output, run_id: str, config: str | None, overrides: Sequence[str],
         parts.append(table(["setting", "value"], _settings(row), "What its config set"))
     if row["metrics"]:
         parts.append(metrics_table(row["metrics"], _metrics_title(row), metric))
+    if row.get("node_seconds") and row["workers"]:
+        parts.append(spent_table(row["node_seconds"]))
     told = events_table(row["events"], metric) if row["kind"] == "sweep" else story_table(row["story"])
     out.result(row, *parts, told)
 

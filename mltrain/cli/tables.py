@@ -96,6 +96,16 @@ def metrics_table(metrics: Mapping[str, float], title: str, first: str = "") -> 
     return table(["metric", *splits], rows, title)
 
 
+def spent_table(spent: Mapping[str, Mapping[str, float]]) -> Table:
+    """What became of the seconds of a run's nodes, a row a market, and what share of them all each use had."""
+    uses = list(next(iter(spent.values())))
+    sums = {use: sum(found[use] for found in spent.values()) for use in uses}
+    whole = sum(sums.values()) or 1.0
+    rows = [[market, *(f"{found[use]:.1f}" for use in uses)] for market, found in sorted(spent.items())]
+    rows.append(["share", *(f"{sums[use] / whole:.1%}" for use in uses)])
+    return table(["node seconds", *(use.replace("_", "-") for use in uses)], rows, "What its nodes' time went into")
+
+
 def story_table(story: Sequence[Mapping[str, Any]]) -> Table:
     """What happened to a training, a sentence a row; of a long story the beginning and the end."""
     rows = [[clock(chapter["seconds"]), chapter["text"]] for chapter in story]

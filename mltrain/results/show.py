@@ -1,8 +1,10 @@
 """One run as a person wants to see it: its row, what it set, what happened, how it went."""
 
+from dataclasses import asdict
 from typing import Any
 
 from mltrain.results.log import read_events, run_path
+from mltrain.results.spent import spent
 from mltrain.results.story import story
 from mltrain.results.table import get, runs
 from mltrain.results.trials import objective_of, parameters, space_of, trials_of
@@ -13,6 +15,8 @@ _MANY = 200
 
 def show(root: str, run_id: str) -> dict[str, Any]:
     """A run's latest row with its last 200 ``events``, and all of them as a ``story``: ``seconds`` and ``text``.
+
+    ``node_seconds`` are by market of the nodes and by what became of them (`mltrain.results.spent.Spent`).
 
     A trial has its ``parameters`` too, by dotted key; a sweep has no story, but the rows of its ``trials``, each with
     its parameters.
@@ -31,6 +35,7 @@ def show(root: str, run_id: str) -> dict[str, Any]:
     if row["kind"] == "sweep":
         row["trials"] = trials_of(runs(root), row)
         return row
+    row["node_seconds"] = {market: asdict(found) for market, found in spent(events).items()}
     row["story"] = [{"seconds": c.at_s, "text": c.text} for c in story(events, objective_of(row)[0])]
     if row["sweep_id"] is not None:
         row["parameters"] = parameters(row, _varied(store, row["sweep_id"]))

@@ -1,13 +1,14 @@
 """Runs, trials and events as ``runs list`` and ``runs show`` print them."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mltrain import config, results
 from mltrain.cli.app import run
-from mltrain.cli.tables import best_line, events_table, short_names, story_table, trials_table
+from mltrain.cli.tables import best_line, events_table, short_names, spent_table, story_table, trials_table
 from mltrain.storage import open_store
 from tests.unit.test_results_table import row
 
@@ -114,6 +115,36 @@ def test_of_a_long_story_the_beginning_and_the_end_are_shown() -> None:
     assert list(shown[0]) == ["0:00", "chapter 0"]
     assert list(shown[1]) == ["…", "940 lines are left out here; --output json has them"]
     assert list(shown[2]) == ["15:41:00", "chapter 941"]
+
+
+def test_the_seconds_of_a_runs_nodes_are_split_by_market_and_use(
+    root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.append(str(tmp_path), row("spot", metrics={OBJECTIVE: 0.5}, config=config.to_yaml(experiment()), workers=2))
+    with results.RunLog(open_store(tmp_path), "spot") as log:
+        for worker, market in (("a", "spot"), ("b", "on-demand")):
+            log.event("worker started", worker=worker, market=market)
+            log.event("worker ready", worker=worker)
+        log.event("generation formed", generation=1, members=["a", "b"], reason="")
+        log.event("run finished", step=7, reason="all steps done")
+    shown = said(capsys, "runs", "show", "spot", "--root", str(tmp_path))
+    assert [line.split()[0] for line in shown[shown.index("node seconds") :].splitlines()[2:5]] == [
+        "on-demand",
+        "spot",
+        "share",
+    ]
+    found = results.show(str(tmp_path), "spot")["node_seconds"]
+    assert set(found) == {"spot", "on-demand"} and set(found["spot"]) >= {"training", "pauses", "idle"}
+    assert "node seconds" not in said(capsys, "runs", "show", "alone", "--root", root)
+
+
+def test_shares_are_of_all_markets() -> None:
+    shown = spent_table({"spot": {"training": 60.0, "idle": 15.0}, "on-demand": {"training": 20.0, "idle": 5.0}}).rows
+    assert [list(line) for line in shown] == [
+        ["on-demand", "20.0", "5.0"],
+        ["spot", "60.0", "15.0"],
+        ["share", "80.0%", "20.0%"],
+    ]
 
 
 def test_events_of_a_sweep_are_a_line_each_with_rounded_numbers() -> None:
