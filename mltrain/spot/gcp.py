@@ -13,7 +13,8 @@ from collections.abc import Callable
 from mltrain.spot.endpoint import Endpoint
 from mltrain.spot.notice import Kind, Notice, SourceError
 
-ADDRESS = "http://metadata.google.internal"
+# Also known as metadata.google.internal; nothing has to be looked up so.
+ADDRESS = "http://169.254.169.254"
 _INSTANCE = "/computeMetadata/v1/instance/"
 _PREEMPTION_S = 30.0
 _WAIT_S = 60

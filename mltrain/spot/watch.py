@@ -1,7 +1,6 @@
 """From the config to the agent of the Ray node that this process is on."""
 
 import hashlib
-import time
 from typing import TYPE_CHECKING, Any
 
 from mltrain.spot import whereabouts
@@ -61,7 +60,7 @@ def _sources(name: str, at: str | None, address: str) -> list[Source]:
 def drain_node(reason: str, deadline: float | None) -> None:
     """Tells Ray that the node of this process goes away: nothing is placed on it any more, and runs leave it.
 
-    There is no public way to say it. A deadline that has passed, which Ray refuses, is as good as now.
+    There is no public way to say it. Said again, the latest deadline counts.
 
     Raises:
         DrainError: Ray does not answer, or refuses.
@@ -70,7 +69,7 @@ def drain_node(reason: str, deadline: float | None) -> None:
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
     node = ray.get_runtime_context().get_node_id()
-    at_ms = 0 if deadline is None else int(max(deadline, time.time() + 1) * 1000)
+    at_ms = 0 if deadline is None else int(deadline * 1000)
     preempted = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     worker: Any = ray._private.worker.global_worker
     try:

@@ -1,7 +1,9 @@
 """Every source of notices, against a server that speaks its protocol, or against a file."""
 
 import os
+import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from mltrain.spot import Kind, Notice, Source, SourceError
 from mltrain.spot.aws import Aws
 from mltrain.spot.azure import Azure
 from mltrain.spot.gcp import Maintenance, Preemption
-from mltrain.spot.hooks import File, Url
+from mltrain.spot.hooks import KUBERNETES, File, Url
 from tests.support.metadata import Metadata, serving
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "spot.md"
 
 
 @pytest.fixture
@@ -298,6 +303,17 @@ class TestFile(SourceContract):
         path = tmp_path / "notice"
         path.touch()
         assert File(str(path)).standing() == ()
+
+    def test_the_hook_that_the_page_has_for_kubernetes_writes_one(self, tmp_path: Path) -> None:
+        block = re.search(r"\n    lifecycle:\n(?:      .*\n)+", PAGE.read_text())
+        assert block is not None
+        command = YAML(typ="safe").load(block[0])["lifecycle"]["preStop"]["exec"]["command"]
+        path = tmp_path / "notice"
+        here = [word.replace(KUBERNETES, str(path)).replace("sleep 50", "true") for word in command]
+        subprocess.run(here, check=True)
+        assert here != command
+        (notice,) = File(str(path)).standing()
+        assert notice.deadline is not None and 50 < notice.deadline - time.time() < 61
 
     @pytest.mark.parametrize("deadline", ['"soon"', "true", "[1]"])
     def test_a_deadline_that_is_no_number(self, tmp_path: Path, deadline: str) -> None:
