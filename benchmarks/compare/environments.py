@@ -36,6 +36,8 @@ def interpreter(tool: str, base: Path) -> Path:
             print(f"making {path}", file=sys.stderr)
             shutil.rmtree(path, ignore_errors=True)
             environments.run(uv, "venv", "-q", "--python", python, path)
-            environments.run(uv, "pip", "sync", "-q", "--python", path / "bin" / "python", requirements)
+            environments.run(
+                uv, "pip", "sync", "-q", "--compile-bytecode", "--python", path / "bin" / "python", requirements
+            )
             stamp.touch()
     return path / "bin" / "python"

@@ -1,0 +1,1 @@
+"""What people use today to survive the loss of a worker, each set up as its documentation says."""
