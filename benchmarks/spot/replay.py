@@ -24,6 +24,8 @@ Event = dict[str, Any]
 
 _GROW_S = 180.0
 _LOOK_S = 0.05
+# On a busy machine a Ray node may give up while it starts: then it is started again.
+_AGAIN_S = 40.0
 # Rounds of calibration; in each a host goes announced and another unannounced.
 _ROUNDS = 2
 _CHECKPOINT_S = 20.0
@@ -121,7 +123,7 @@ class _Fleet:
         self._notices = notices
         self._free = list(made)
         self._hosts: dict[str, Host] = {}
-        self._starting: dict[str, Host] = {}
+        self._starting: dict[str, tuple[Host, float]] = {}
         self._seed = seed
 
     def prepare(self) -> None:
@@ -154,18 +156,29 @@ class _Fleet:
                 at_s, _, what, act = heapq.heappop(due)
                 say(f"{now:7.2f} s  {what} ({now - at_s:.2f} s late)")
                 act()
-            for node, host in list(self._starting.items()):
-                if host.node_id is not None:
-                    ups[node] = time.monotonic() - began
-                    del self._starting[node]
-                    say(f"{ups[node]:7.2f} s  {node} is there")
+            for node in self._look(say):
+                ups[node] = time.monotonic() - began
+                say(f"{ups[node]:7.2f} s  {node} is there")
             upcoming = due[0][0] if due else math.inf
             time.sleep(max(0.0, min(_LOOK_S, upcoming - (time.monotonic() - began))))
         return ups
 
     def _come(self, life: Life) -> None:
-        host = self._hosts[life.node] = self._starting[life.node] = self._free.pop(0)
+        host = self._hosts[life.node] = self._free.pop(0)
+        self._starting[life.node] = (host, time.monotonic())
         host.start()
+
+    def _look(self, say: Callable[[str], None]) -> Iterator[str]:
+        """Nodes that Ray has by now."""
+        for node, (host, since) in list(self._starting.items()):
+            if host.node_id is not None:
+                del self._starting[node]
+                yield node
+            elif time.monotonic() - since > _AGAIN_S:
+                say(f"{node} is started again")
+                self._starting[node] = (host, time.monotonic())
+                host.power_off()
+                host.start()
 
     def _announce(self, life: Life, lead_s: float) -> None:
         if life.node not in self._starting:
@@ -176,6 +189,17 @@ class _Fleet:
         host = self._hosts.pop(life.node)
         host.power_off()
         self._free.append(host)
+
+
+def _wait(host: Host) -> None:
+    """Until Ray has the host's node."""
+    since = time.monotonic()
+    while host.node_id is None:
+        time.sleep(_LOOK_S)
+        if time.monotonic() - since > _AGAIN_S:
+            since = time.monotonic()
+            host.power_off()
+            host.start()
 
 
 def _calibrate(run: Drill, made: Hosts, folder: Path, say: Callable[[str], None]) -> Costs:
@@ -194,7 +218,7 @@ def _calibrate(run: Drill, made: Hosts, folder: Path, say: Callable[[str], None]
                 run.until("training again")
             say(f"calibration: {host.name} has gone, {kind}")
             host.start()
-            host.wait()
+            _wait(host)
             up = time.monotonic()
             placed.append(run.until("worker started", _GROW_S)["at"] - up)
             _until_members(run, len(made))

@@ -497,7 +497,9 @@ class _Run:
             self._wait_for_checkpoint(going)
 
     def _commit(self, step: int) -> None:
-        self._saved_step, self._saved_at, self._cost_s = step, self._now, self._costs.stall_s
+        # The interval counts from when a checkpoint was taken.
+        self._saved_step, self._saved_at = step, self._now - self._costs.write_s - self._costs.stall_s
+        self._cost_s = self._costs.stall_s
         self._say("checkpoint", step=step, stall_s=self._costs.stall_s, waited_s=0.0, write_s=self._costs.write_s)
 
 
