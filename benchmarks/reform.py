@@ -5,14 +5,16 @@ over. A re-form is leaving plus forming; the first forming of each size is not c
 last process is done; CPU seconds are those of all processes and the server together, so half of them is what two cores
 need at least.
 
-    python -m benchmarks.reform [--sizes 2,4,8,16,32] [--rounds 10] [--stock DIR]
+    python -m benchmarks.reform [--sizes 2,4,8,16,32] [--rounds 10] [--torch] [--stock DIR]
 
+With ``--torch`` rounds alternate with those of the other collectives, by torch.distributed.
 With ``--stock`` rounds alternate with those of Horovod as it is released, started and shut down as its own elastic mode
 does, with its own rendezvous server. DIR is where that release was installed (``cluster/horovod/build.sh`` with
 ``cluster/horovod/patches`` emptied makes a wheel that torch compiles; ``pip install --no-deps --target DIR WHEEL``).
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -47,10 +49,12 @@ class Round:
 class Ours:
     """The collectives and the rendezvous of a training."""
 
+    name = "horovod"
+
     def __init__(self) -> None:
         from mltrain import collectives
 
-        self._made = collectives.create("horovod")
+        self._made = collectives.create(self.name)
 
     @staticmethod
     def serve(size: int) -> tuple[str, Callable[[], None]]:
@@ -75,6 +79,12 @@ class Ours:
     def leave(self) -> None:
         self._made.abort()
         self._made.leave()
+
+
+class Torch(Ours):
+    """The same, by torch.distributed."""
+
+    name = "torch"
 
 
 class Stock:
@@ -124,7 +134,7 @@ class Stock:
         self._hvd.shutdown()
 
 
-_SIDES: dict[str, type[Ours] | type[Stock]] = {"ours": Ours, "stock": Stock}
+_SIDES: dict[str, type[Ours] | type[Stock]] = {"ours": Ours, "torch": Torch, "stock": Stock}
 
 
 def _rank(side: str, rank: int, size: int, pipe: Connection) -> None:
@@ -184,9 +194,8 @@ class _Ranks:
 
 def _serve_side(side: str) -> None:
     """One side in a process of its own: for every size read, ranks, and a round for every "go"."""
-    import horovod
-
-    print(json.dumps({"version": horovod.__version__}), flush=True)
+    library = importlib.import_module("torch" if side == "torch" else "horovod")
+    print(json.dumps({"version": f"{library.__name__} {library.__version__}"}), flush=True)
     ranks = _Ranks(side, 0)
     for line in sys.stdin:
         if line.startswith("size"):
@@ -245,6 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="2,4,8,16,32")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--torch", action="store_true")
     parser.add_argument("--stock", metavar="DIR")
     parser.add_argument("--side", choices=list(_SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -252,11 +262,13 @@ def main() -> None:
         _serve_side(arguments.side)
         return
     sides = {"ours": _Side("ours", None)}
+    if arguments.torch:
+        sides["torch"] = _Side("torch", None)
     if arguments.stock is not None:
         sides["stock"] = _Side("stock", arguments.stock)
     load = ", ".join(f"{value:.0f}" for value in os.getloadavg())
     versions = ", ".join(f"{name} {side.version}" for name, side in sides.items())
-    print(f"Horovod: {versions}; Python {platform.python_version()}, {os.cpu_count()} cores, load {load}; seconds")
+    print(f"{versions}; Python {platform.python_version()}, {os.cpu_count()} cores, load {load}; seconds")
     print(f"{'ranks':>5} {'side':>6} {'median':>8} {'worst':>8} {'form':>8} {'leave':>8} {'CPU s':>8} {'ratio':>7}")
     for size in map(int, arguments.sizes.split(",")):
         rounds = _alternate(sides, size, arguments.rounds)

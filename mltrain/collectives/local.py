@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class _Done:
+class Done:
+    """A `Handle` of what needs no others."""
+
     def wait(self) -> None:
         return None
 
@@ -39,7 +41,7 @@ class LocalCollectives:
 
     def allreduce_sum(self, tensor: "Tensor", name: str) -> Handle:
         self._check()
-        return _Done()
+        return Done()
 
     def broadcast(self, tensors: Sequence["Tensor"], root: int) -> None:
         self._check()

@@ -2,15 +2,21 @@
 
 Horovod needs one request a rank: ``POST /<scope>/<rank>/<size>`` brings one part for each rank, all of one length and
 in rank order, and is answered, once all ranks have come, with what each of them brought for this one (patch 0008 of
-cluster/horovod). Beside that there are keys: PUT, and a GET that waits for its key, though for `HOLD_S` at most, so
-that an aborted rank is not kept.
+cluster/horovod). ``POST /<scope>/<rank>/<size>/all`` brings one part for everybody, and is answered with what each of
+them brought, one after the other: `exchange`. Beside that there are keys: PUT, and a GET that waits for its key, though
+for `HOLD_S` at most.
 """
 
 import asyncio
 import contextlib
+import http.client
+import io
+import multiprocessing.connection
 import socket
 import threading
 from dataclasses import dataclass, field
+
+from mltrain.errors import CollectiveAborted
 
 # The build of Horovod that asks so (cluster/horovod/build.sh).
 HOROVOD_BUILD = "0.28.1+mltrain2"
@@ -19,6 +25,10 @@ HOLD_S = 0.05
 # All ranks of a generation come at once.
 _BACKLOG = 4096
 _HEAD_BYTES, _BODY_BYTES = 1 << 16, 64 << 20
+# How long a rank waits to be connected with: the server is the controller's, and answers, or the worker is lost anyway.
+_CONNECT_S = 10.0
+# How often a rank that waits for an answer looks whether it was aborted.
+_LOOK_S = 0.05
 
 
 class RendezvousServer:
@@ -80,8 +90,8 @@ class RendezvousServer:
 
     async def _answer(self, method: str, path: str, body: bytes) -> tuple[str, bytes]:
         if method == "POST":
-            scope, rank, size = path.strip("/").split("/")
-            return "200 OK", await self._exchange(scope, int(rank), int(size), body)
+            scope, rank, size, *every = path.strip("/").split("/")
+            return "200 OK", await self._exchange(scope, int(rank), int(size), body, everybody=every == ["all"])
         key = self._keys.setdefault(path, self._loop.create_future())
         if method == "PUT":
             if key.done():
@@ -93,16 +103,17 @@ class RendezvousServer:
             return ("200 OK", key.result()) if key.done() else ("404 Not Found", b"")
         raise ValueError(f"{method} is not known here")
 
-    async def _exchange(self, scope: str, rank: int, size: int, parts: bytes) -> bytes:
-        if not 0 <= rank < size or len(parts) % size:
-            raise ValueError(f"rank {rank} of {size} cannot bring {len(parts)} bytes")
+    async def _exchange(self, scope: str, rank: int, size: int, brought: bytes, *, everybody: bool) -> bytes:
+        if not 0 <= rank < size or (len(brought) % size and not everybody):
+            raise ValueError(f"rank {rank} of {size} cannot bring {len(brought)} bytes")
         exchange = self._rounds.setdefault((scope, size), _Round())
-        exchange.parts[rank] = parts
+        exchange.parts[rank] = brought
         if len(exchange.parts) == size:
             exchange.complete.set()
         await exchange.complete.wait()
-        length = len(parts) // size
-        return b"".join(exchange.parts[peer][rank * length : (rank + 1) * length] for peer in range(size))
+        length = len(brought) // size
+        mine = slice(None) if everybody else slice(rank * length, (rank + 1) * length)
+        return b"".join(exchange.parts[peer][mine] for peer in range(size))
 
 
 @dataclass
@@ -135,3 +146,36 @@ async def _receive(connection: socket.socket) -> bytes:
     if not received:
         raise ConnectionError("the peer has gone")
     return received
+
+
+def exchange(address: str, scope: str, rank: int, size: int, part: bytes, aborted: threading.Event) -> list[bytes]:
+    """Brings ``part``, waits until all ranks have come, and returns what each of them brought, in rank order.
+
+    Raises:
+        CollectiveAborted: ``aborted`` was set meanwhile.
+        OSError: the server is closed, or does not answer.
+    """
+    answer = ask(address, "POST", f"/{scope}/{rank}/{size}/all", len(part).to_bytes(4) + part, aborted)
+    if answer is None:
+        raise ConnectionError(f"the rendezvous refuses rank {rank} of {size}")
+    stream = io.BytesIO(answer)
+    return [stream.read(int.from_bytes(stream.read(4))) for _ in range(size)]
+
+
+def ask(address: str, method: str, path: str, body: bytes, aborted: threading.Event) -> bytes | None:
+    """One request to a rendezvous server. Returns the answer; None if there is no such thing.
+
+    Raises:
+        CollectiveAborted: ``aborted`` was set meanwhile.
+        OSError: the server is closed, or does not answer.
+    """
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=_CONNECT_S)) as connection:
+        connection.request(method, path, body)
+        answered = False
+        while not answered:
+            if aborted.is_set():
+                raise CollectiveAborted("aborted during rendezvous")
+            answered = bool(multiprocessing.connection.wait([connection.sock], _LOOK_S))
+        answer = connection.getresponse()
+        data = answer.read()
+        return data if answer.status == 200 else None

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from mltrain.errors import CollectiveAborted
 
@@ -32,6 +33,33 @@ class Waiting:
         total, since = self._state
         current = 0.0 if since is None else time.monotonic() - since
         return total + current, current
+
+
+class InThread:
+    """A call that may block for long, in a thread that nobody has to wait for.
+
+    Attributes:
+        result: what it returned.
+        error: what it raised.
+    """
+
+    def __init__(self, call: Callable[[], Any], name: str) -> None:
+        self.result: Any = None
+        self.error: Exception | None = None
+        self._call = call
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def ended(self, within_s: float = 0.0) -> bool:
+        """Whether it has, or does within some seconds."""
+        return self._ended.wait(within_s)
+
+    def _run(self) -> None:
+        try:
+            self.result = self._call()
+        except Exception as error:  # handed to the caller, in the calling thread
+            self.error = error
+        self._ended.set()
 
 
 def wait_until(

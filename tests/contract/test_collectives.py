@@ -266,6 +266,25 @@ class DistributedContract(CollectivesContract):
         assert Ranks.each(survivors, _sum, BIG) == [True, True]
         Ranks.each(survivors, _leave)
 
+    def test_abort_frees_a_rank_whose_rendezvous_does_not_answer(self, ranks: Ranks) -> None:
+        rank = ranks.all[0]
+        with _silent_port() as port:
+            call = rank.send(_join, Membership(1, 0, 2, rendezvous=f"127.0.0.1:{port}", interface="lo"), _LONG_S)
+            wait_until(lambda: rank.connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
+            _assert_abort_frees(rank, call)
+
+    def test_forming_again_and_again_keeps_no_threads_or_files(self, ranks: Ranks) -> None:
+        members = ranks.all[:2]
+        held = []
+        for count in (3, 20):
+            for _ in range(count):
+                ranks.formed(members)
+                Ranks.each(members, _sum, 1000)
+                Ranks.each(members, _leave)
+            held.append(members[0].call(_held))
+        # A thread may be about to end. One that is kept, or a file, would be twenty.
+        assert all(after < before + 10 for before, after in zip(*held, strict=True)), held
+
 
 class TestHorovod(DistributedContract):
     name = "horovod"
@@ -276,13 +295,6 @@ class TestHorovod(DistributedContract):
             _pretend_to_be_rank_1(ranks.rendezvous, port)
             wait_until(lambda: ranks.all[0].connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
             _assert_abort_frees(ranks.all[0], call)
-
-    def test_abort_frees_a_rank_whose_rendezvous_does_not_answer(self, ranks: Ranks) -> None:
-        rank = ranks.all[0]
-        with _silent_port() as port:
-            call = rank.send(_join, Membership(1, 0, 2, rendezvous=f"127.0.0.1:{port}", interface="lo"), _LONG_S)
-            wait_until(lambda: rank.connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
-            _assert_abort_frees(rank, call)
 
     @pytest.mark.parametrize("root", [0, 1], ids=["sending", "receiving"])
     def test_abort_frees_a_rank_in_the_middle_of_a_transfer(self, ranks: Ranks, root: int) -> None:
@@ -298,18 +310,6 @@ class TestHorovod(DistributedContract):
             finally:
                 members[1].signal(signal.SIGCONT)
             _assert_abort_frees(members[1], calls[1])
-
-    def test_forming_again_and_again_keeps_no_threads_or_files(self, ranks: Ranks) -> None:
-        members = ranks.all[:2]
-        held = []
-        for count in (3, 20):
-            for _ in range(count):
-                ranks.formed(members)
-                Ranks.each(members, _sum, 1000)
-                Ranks.each(members, _leave)
-            held.append(members[0].call(_held))
-        # A thread may be about to end. One that is kept, or a file, would be twenty.
-        assert all(after < before + 10 for before, after in zip(*held, strict=True)), held
 
     def test_ranks_within_and_across_nodes_are_those_of_the_membership(self, ranks: Ranks) -> None:
         Ranks.gather(ranks.all, ranks.form(ranks.all))

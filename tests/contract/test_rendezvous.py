@@ -3,12 +3,16 @@
 import contextlib
 import http.client
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mltrain.collectives import RendezvousServer
+from mltrain.collectives.rendezvous import exchange
+from mltrain.errors import CollectiveAborted
+from tests.support.processes import wait_until
 
 
 @pytest.fixture
@@ -44,6 +48,26 @@ def test_every_rank_hears_what_each_has_for_it_once_all_have_come(server: Rendez
     assert answers == [(200, b"".join(b"%02d>%02d " % (p, rank) for p in range(size))) for rank in range(size)]
 
 
+def test_what_a_rank_brings_for_everybody_may_have_any_length(server: RendezvousServer) -> None:
+    brought = [b"", b"1", b"\n" * 300]
+
+    def bring(rank: int) -> list[bytes]:
+        return exchange(server.address, "all", rank, len(brought), brought[rank], threading.Event())
+
+    with ThreadPoolExecutor(len(brought)) as ranks:
+        assert list(ranks.map(bring, range(len(brought)))) == [brought] * len(brought)
+
+
+def test_an_abort_ends_the_wait_for_others(server: RendezvousServer) -> None:
+    aborted = threading.Event()
+    with ThreadPoolExecutor(1) as rank:
+        waiting = rank.submit(exchange, server.address, "all", 0, 2, b"", aborted)
+        wait_until(lambda: server._rounds, 30, "first rank")
+        aborted.set()
+        with pytest.raises(CollectiveAborted):
+            waiting.result()
+
+
 def test_closing_ends_the_wait_for_others(server: RendezvousServer) -> None:
     with ThreadPoolExecutor(1) as rank:
         waiting = rank.submit(_ask, server, "POST", "/all/0/2", b"ab")
@@ -66,13 +90,14 @@ def test_a_key_is_what_was_last_put_and_404_before(server: RendezvousServer) -> 
         b"POST /all/2/2 HTTP/1.1\r\nContent-Length: 2\r\n\r\nab",
         b"POST /all/0/0 HTTP/1.1\r\n\r\n",
         b"POST /all/0/2 HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST /all/2/2/all HTTP/1.1\r\n\r\n",
         b"POST /all/x HTTP/1.1\r\n\r\n",
         b"BREW /pot HTTP/1.1\r\n\r\n",
         b"PUT /key HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
         b"{}\r\n\r\n",
         b"\xff" * 200_000,
     ],
-    ids=["rank", "size", "parts", "path", "method", "length", "stranger", "no end"],
+    ids=["rank", "size", "parts", "rank for all", "path", "method", "length", "stranger", "no end"],
 )
 def test_what_no_rank_would_ask_is_refused_and_harms_nobody(server: RendezvousServer, request_bytes: bytes) -> None:
     try:
