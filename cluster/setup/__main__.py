@@ -10,12 +10,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from cluster.setup import cache, environments, prerequisites, s3_server
+from cluster.setup.checkout import ROOT, run
 from cluster.setup.horovod import Wheel
 
 if TYPE_CHECKING:
     from cluster.setup.prerequisites import Python
-
-_ROOT = environments.ROOT
 
 
 def _require(tests: bool) -> Python:
@@ -32,7 +31,7 @@ def _make_second_environment(python: Python) -> None:
     for version in prerequisites.PYTHONS:
         others = [found for found in prerequisites.pythons(version) if version != python.version]
         if others:
-            environments.make(_ROOT / ".venv{}{}".format(*version), others[0], None)
+            environments.make(ROOT / ".venv{}{}".format(*version), others[0], None)
 
 
 def main(arguments: list[str]) -> None:
@@ -42,10 +41,10 @@ def main(arguments: list[str]) -> None:
     if "--lock" in arguments:
         environments.lock(python)
         return
-    new = not (_ROOT / ".venv").exists()
-    with cache.locked(_ROOT):
-        environments.make(_ROOT / ".venv", python, Wheel(python, nccl="--nccl" in arguments))
-        environments.run(_ROOT / ".venv" / "bin" / "python", "-m", "cluster.setup.jars")
+    new = not (ROOT / ".venv").exists()
+    with cache.locked(ROOT):
+        environments.make(ROOT / ".venv", python, Wheel(python, nccl="--nccl" in arguments))
+        run(ROOT / ".venv" / "bin" / "python", "-m", "cluster.setup.jars")
         if tests:
             s3_server.install()
             _make_second_environment(python)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.setup import cache
-from cluster.setup.environments import ROOT, locked_version, run
+from cluster.setup.checkout import ROOT, locked_version, run
 
 if TYPE_CHECKING:
     from cluster.setup.prerequisites import Python

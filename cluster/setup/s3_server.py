@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cluster.setup import cache
-from cluster.setup.environments import run
+from cluster.setup.checkout import run
 
 VERSION = "v1.8.0"
 
