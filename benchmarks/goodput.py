@@ -12,7 +12,7 @@ for the same events. Goodput is the share of the physical bound: the nodes' time
 
     python -m benchmarks.goodput [--parts fleets,intervals,replay] [--faster 12] [--seed 0]
 
-A minute or two without the replay; that takes an hour divided by ``--faster``, and some 4 minutes.
+Without the replay a minute of processor time; the replay takes an hour divided by ``--faster``, and some 4 minutes.
 """
 
 import argparse
@@ -150,7 +150,8 @@ def _print_header(ratio: str) -> None:
 
 
 def _print_row(name: str, found: Goodput, ratio: float = math.nan) -> None:
-    shares = "".join(f"{getattr(found.spent, column) / found.bound_s:10.4f}" for column in _COLUMNS)
+    # Sums of many numbers may end a hair below zero.
+    shares = "".join(f"{abs(getattr(found.spent, column)) / found.bound_s:10.4f}" for column in _COLUMNS)
     shown = "" if math.isnan(ratio) else f"{ratio:14.3f}"
     print(f"  {name:<38}{found.share:9.4f}{shares}{found.generations:8}{found.rollbacks:13}{shown}", flush=True)
 
