@@ -16,7 +16,7 @@ from mltrain.results import RunLog, RunRow, read_events, read_result
 from mltrain.results.loggers import Loggers
 from mltrain.storage import Store, open_store
 from mltrain.storage.lease import EXPIRES_S
-from mltrain.train import identity
+from mltrain.train import checkpoints, identity
 from mltrain.train.control import Ending, Outcome, ReportFunction, Verdict
 from mltrain.train.lease import Lease, LeaseHeldError
 from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
@@ -194,7 +194,7 @@ class _Attempt:
         record.event(
             "run started", run_id=self._run_id, driver_epoch=self._lease.driver_epoch, dataset=self._dataset.digest,
             step=restore.step if restore else 0, steps=total_steps(train.epochs, train.max_steps, an_epoch),
-            steps_per_epoch=an_epoch, workers=train.workers.max,
+            steps_per_epoch=an_epoch, workers=train.workers.max, losses=record.totals.losses,
         )  # fmt: skip
         model, goal = self._config.model, self._config.objective
         default = ", the default" if model == configs.ModelConfig() else ""
@@ -268,6 +268,8 @@ class _Attempt:
         resume: str | None = None,
     ) -> Result:
         self._lease.renew()
+        # Nobody writes checkpoints any more: what killed workers wrote aside is garbage.
+        self._store.sub(checkpoints.PREFIX).remove_leftovers(older_than_s=0.0)
         best = record.best_checkpoint()
         ended = datetime.now(UTC)
         epochs = step / max(1, self._steps_per_epoch())

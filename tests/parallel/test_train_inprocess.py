@@ -53,6 +53,14 @@ def test_the_same_seed_gives_the_same_weights(root: Path, undisturbed: train.Res
     assert equal(weights(root, "twin", undisturbed.step), weights(root, "undisturbed", undisturbed.step))
 
 
+def test_a_run_that_ends_leaves_nothing_of_what_its_killed_workers_wrote_aside(root: Path) -> None:
+    aside = root / "runs/tidied/checkpoints/step-000000010" / f".mltrain-{0:032x}"
+    aside.parent.mkdir(parents=True)
+    aside.write_bytes(b"half of a part")
+    train.run(parse(experiment(root, epochs=None, max_steps=12)), run_id="tidied")
+    assert not aside.exists() and not list((root / "runs/tidied/checkpoints").rglob(".*"))
+
+
 def test_accumulated_gradients_give_the_losses_of_whole_batches(root: Path, undisturbed: train.Result) -> None:
     model = {"model": {"args": {"hidden": [16], "dropout": 0.0}}}
     whole = train.run(parse({**experiment(root), **model}), run_id="whole")
