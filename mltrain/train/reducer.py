@@ -85,12 +85,14 @@ class Reducer:
     def __init__(self, model: nn.Module, collectives: Collectives) -> None:
         self._collectives = collectives
         parameters = _trainable(model)
+        self._required = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         self._buckets = _buckets(parameters)
         self._views = {parameter: view for bucket in self._buckets for parameter, view in bucket.views.items()}
         self._of = {parameter: bucket for bucket in self._buckets for parameter in bucket.views}
         self._hooks = [_hook(parameter, self._arrived) for parameter in parameters]
         self._launched: list[Handle] = []
         self._armed = False
+        self._complete: set[nn.Parameter] = set()
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +112,7 @@ class Reducer:
         """Starts a step: all gradients are zero."""
         self._armed = False
         self._launched = []
+        self._complete.clear()
         for bucket in self._buckets:
             bucket.flat.zero_()
             bucket.missing = len(bucket.views)
@@ -122,7 +125,16 @@ class Reducer:
         Args:
             tally: rides along, but for what is measured.
             measured: sum of the losses and sum of the weights, fp64, on the device of the gradients.
+
+        Raises:
+            TrainingError: other parameters require gradients than did before.
         """
+        if changed := [name for name, parameter, before in self._required if parameter.requires_grad != before]:
+            raise TrainingError(
+                f"Parameter {changed[0]!r} was frozen or unfrozen (requires_grad) during training. Workers that join "
+                "later, and a run that is resumed, could not know. Decide it when the model is built, and train in "
+                "several runs where it is to change."
+            )
         self._buckets[-1].flat[-_WIDTH:] = _encode(tally, measured)
         self._armed = True
 
@@ -162,6 +174,14 @@ class Reducer:
             parameter.grad = view
         if not self._armed:
             return
+        if parameter in self._complete:
+            # Which one is the last cannot be known, and the sum may be under way.
+            raise TrainingError(
+                "The gradient of a parameter came more than once in one backward pass. Reentrant activation "
+                "checkpointing of a layer that is used more than once does that: call torch.utils.checkpoint with "
+                "use_reentrant=False."
+            )
+        self._complete.add(parameter)
         self._of[parameter].missing -= 1
         while len(self._launched) < len(self._buckets) and self._buckets[len(self._launched)].missing <= 0:
             self._launch()
