@@ -139,6 +139,8 @@ def replayed(faster: float, seed: int) -> None:
     _print_header("simulated")
     _print_row("real", found.real, found.simulated.share / found.real.share)
     _print_row("simulated", found.simulated)
+    stepped = found.stepped_s / found.real.bound_s
+    print(f"  the real run's steps took {stepped:.4f} of the bound by their own clocks")
 
 
 def _print_header(ratio: str) -> None:

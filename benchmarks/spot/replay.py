@@ -1,5 +1,6 @@
 """A fleet's hour on this machine: hosts in network namespaces come and go as its nodes did, and the real run trains."""
 
+import bisect
 import contextlib
 import heapq
 import itertools
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from benchmarks.spot.simulator import Costs, Goodput, Notices, goodput, simulate
 from benchmarks.spot.traces import Life, Trace
@@ -43,6 +46,8 @@ class Replayed:
         real: the run's goodput.
         simulated: the simulator's, of the same fleet with these costs.
         node_start_s: of each node that came, from its host's start until Ray had it.
+        stepped_s: seconds times nodes in the real run's steps by their own clocks, which do not see what is between two
+            steps: a check of what its events say.
     """
 
     trace: Trace
@@ -50,6 +55,7 @@ class Replayed:
     real: Goodput
     simulated: Goodput
     node_start_s: Sequence[float]
+    stepped_s: float
 
 
 def replay(trace: Trace, notices: Notices, folder: Path, say: Callable[[str], None], seed: int = 0) -> Replayed:
@@ -76,12 +82,23 @@ def replay(trace: Trace, notices: Notices, folder: Path, say: Callable[[str], No
             began = time.time()
             ups = fleet.play(say)
             ended = began + trace.duration_s
-    events = read_events(open_store(folder), "replay")
+    store = open_store(folder)
+    events = read_events(store, "replay")
     lives = tuple(replace(life, begin_s=ups.get(life.node, life.begin_s)) for life in trace.lives)
     happened = replace(trace, lives=tuple(life for life in lives if life.begin_s < life.end_s))
     real = goodput(events, happened.node_s, (began, ended))
     starts = [ups[life.node] - life.begin_s for life in trace.lives if life.node in ups]
-    return Replayed(happened, costs, real, predicted(happened, costs, notices, seed), starts)
+    stepped_s = _stepped_s(events, read_metrics(store, "replay"), began, ended)
+    return Replayed(happened, costs, real, predicted(happened, costs, notices, seed), starts, stepped_s)
+
+
+def _stepped_s(events: Sequence[Event], metrics: pa.Table, began: float, ended: float) -> float:
+    formed = sorted((e["time"], len(e["members"])) for e in events if e["event"] == "generation formed")
+    total = 0.0
+    for time_, step_s in zip(metrics["time"].to_pylist(), metrics["train/step_s"].to_pylist(), strict=True):
+        if began < (at := time_.timestamp()) <= ended:
+            total += step_s * formed[bisect.bisect(formed, (at, math.inf)) - 1][1]
+    return total
 
 
 def predicted(trace: Trace, costs: Costs, notices: Notices, seed: int) -> Goodput:
