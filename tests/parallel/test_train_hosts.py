@@ -162,7 +162,8 @@ def test_a_clouds_notice_drains_the_host_and_the_run_leaves_it_without_losing_a_
             smaller = run.until("generation formed")
             assert len(smaller["members"]) == 2
             run.until("training", generation=smaller["generation"])
-            # Nothing new lands there.
+            # Nobody is left there, and nothing new lands there: its Ray ends by itself.
+            wait_until(lambda: leaving.node_id is None, 30, "end of the drained node")
             run.until_step(2, 0)
             run.stop()
         assert not run.events("worker lost")
