@@ -84,7 +84,7 @@ class Agent:
             again_s: float | None = None
             while not self._closed.is_set():
                 try:
-                    heard = self._inbox.get(timeout=again_s)
+                    heard = self._inbox.get(timeout=_LONGEST_S if again_s is None else min(again_s, _LONGEST_S))
                 except queue.Empty:
                     heard = None
                 if heard is not None:

@@ -16,6 +16,8 @@ from mltrain.spot.notice import Kind, Notice, SourceError
 
 KUBERNETES = "/tmp/mltrain-notice"
 _LARGEST_BYTES = 1 << 16
+# What is further away is a mistake, and more than clocks can hold.
+_FURTHEST_S = 1e9
 # An empty file as young as that may be about to be written.
 _SETTLED_S = 1.0
 
@@ -79,7 +81,8 @@ def _parsed(source: str, content: str, written: float, place: str) -> Notice:
     if isinstance(given, dict):
         text = str(given.get("text") or "")
         if (seconds := given.get("deadline_s")) is not None:
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            if not number or not -_FURTHEST_S <= seconds <= _FURTHEST_S:
                 raise SourceError(f"{place} has deadline_s {seconds!r}; want a number of seconds")
             deadline = written + seconds
     return Notice(source, place, Kind.LEAVING, text or f"notice in {place}", deadline)

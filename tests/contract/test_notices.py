@@ -315,7 +315,7 @@ class TestFile(SourceContract):
         (notice,) = File(str(path)).standing()
         assert notice.deadline is not None and 50 < notice.deadline - time.time() < 61
 
-    @pytest.mark.parametrize("deadline", ['"soon"', "true", "[1]"])
+    @pytest.mark.parametrize("deadline", ['"soon"', "true", "[1]", "1e999", "NaN", "9" * 400])
     def test_a_deadline_that_is_no_number(self, tmp_path: Path, deadline: str) -> None:
         path = tmp_path / "notice"
         path.write_text(f'{{"deadline_s": {deadline}}}')
