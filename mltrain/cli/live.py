@@ -66,7 +66,7 @@ class TrainingView:
         """Something happened."""
         if kind == "run started":
             self._begin = dict(fields)
-            self._step, self._doing = fields["step"], "starting"
+            self._step, self._losses, self._doing = fields["step"], fields["losses"], "starting"
         elif kind == "generation formed":
             self._generation, self._doing = fields["generation"], "forming"
             self._members = frozenset(fields["members"])

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LOSS, DRAIN, STALL, CHECKPOINT = "loss", "left as announced", "stall", "checkpoint"
+LOSS, DRAIN, SLOW, STALL, CHECKPOINT = "loss", "left as announced", "replaced, being slow", "stall", "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def band(events: Iterable[Mapping[str, Any]], last_step: int) -> Band:
     made = Band()
     members: list[str] = []
     missed: set[str] = set()
+    slow: set[str] = set()
     waiting: list[str] = []
     begun: list[tuple[int, int]] = []
     for event in events:
@@ -49,14 +50,16 @@ def band(events: Iterable[Mapping[str, Any]], last_step: int) -> Band:
         if kind == "run started":
             members = []
         elif kind == "generation formed":
-            announced = set(members) - set(event["members"]) - missed
-            waiting += [DRAIN] * len(announced)
+            left = set(members) - set(event["members"]) - missed
+            waiting += [DRAIN] * len(left - slow) + [SLOW] * len(left & slow)
             members, missed = list(event["members"]), set()
         elif kind in ("worker silent", "worker lost"):
             worker = event["worker"]
             if worker in members and worker not in missed:
                 missed.add(worker)
                 waiting.append(LOSS)
+        elif kind == "straggler":
+            slow.add(event["worker"])
         elif kind == "generation stalled":
             waiting.append(STALL)
         elif kind == "training":

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mltrain.errors import NotFoundError
 from mltrain.results import figures
-from mltrain.results.band import CHECKPOINT, DRAIN, LOSS, STALL, Band, band
+from mltrain.results.band import CHECKPOINT, DRAIN, LOSS, SLOW, STALL, Band, band
 from mltrain.results.log import read_events, read_metrics
 from mltrain.results.table import get, runs
 from mltrain.results.trials import objective_of, space_of, trials_of
@@ -24,7 +24,13 @@ _INTERVALS = 60
 _NAMED = 12
 # Inches of a band of workers, and how what happened is drawn in it: a marker and a colour.
 _BAND = 1.1
-_MARKS = {LOSS: ("X", "C3"), DRAIN: ("v", "C1"), STALL: ("s", "C4"), CHECKPOINT: ("|", "0.35")}
+_MARKS = {
+    LOSS: ("X", "C3"),
+    DRAIN: ("v", "C1"),
+    SLOW: ("D", "C5"),
+    STALL: ("s", "C4"),
+    CHECKPOINT: ("|", "0.35"),
+}
 
 
 def plot(root: str, run_ids: Sequence[str], out: str | Path = ".") -> list[Path]:

@@ -10,7 +10,8 @@ from mltrain.progress import Passing, Watcher
 def started(**changes: Any) -> tuple[TrainingView, list[str]]:
     lines: list[str] = []
     view = TrainingView(lines.append, "validation/auc", "max")
-    view.event("run started", {"step": 0, "steps": 1000, "steps_per_epoch": 500, "workers": 3, **changes})
+    began = {"step": 0, "steps": 1000, "steps_per_epoch": 500, "workers": 3, "losses": 0, **changes}
+    view.event("run started", began)
     return view, lines
 
 
@@ -36,6 +37,14 @@ def test_it_says_how_far_how_fast_and_how_long() -> None:
         lines = view.lines(float(second))
     assert lines[1].endswith("ETA 8:45") and lines[2].startswith("1 steps/s · 128 samples/s")
     assert view.share() == 0.148
+
+
+def test_losses_of_former_attempts_were_survived_too() -> None:
+    view, _ = started(step=100, losses=2)
+    assert view.lines(0.0)[0].endswith("2 losses survived")
+    view.event("generation formed", {"generation": 1, "members": ["a", "b"]})
+    view.event("worker lost", {"worker": "a", "generation": 1})
+    assert view.lines(0.0)[0].endswith("3 losses survived")
 
 
 def test_it_counts_workers_and_losses() -> None:
