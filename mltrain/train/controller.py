@@ -74,7 +74,6 @@ class Controller:
 
     def run(self) -> Outcome:
         """Trains to the end or to a stop."""
-        self._told = self._record.decided
         try:
             while True:
                 self._take_events()
@@ -287,7 +286,10 @@ class Controller:
             return first
         stopped = [outcome for outcome in outcomes if outcome.ending is Ending.STOPPED]
         if stopped and (self._halting or self._stop.requested or self._record.verdict is Verdict.STOP):
-            return stopped[0]
+            newest = self._record.newest
+            if newest is not None and newest.step >= stopped[0].step:
+                return stopped[0]
+            # They stopped to regroup, without a checkpoint, just before the end was asked for: they save now.
         damaged = [outcome for outcome in outcomes if outcome.ending is Ending.DAMAGED]
         if damaged and self._restoring is not None:
             self._record.set_aside(self._restoring.step, damaged[0].reason)
@@ -330,6 +332,8 @@ class Controller:
             self._rewind(0 if self._restoring is None else self._restoring.step)
         elif held[0].generation < latest:
             self._rewind(max(member.step for member in held))
+        # Also less than before: of a damaged checkpoint's evaluation they are told again.
+        self._told = self._record.decided
         for rank, worker in enumerate(members):
             member, place, seat = self._fleet.members[worker], places[rank], seats[rank]
             joined = Membership(

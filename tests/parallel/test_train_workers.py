@@ -16,6 +16,7 @@ from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
 from mltrain.train import cluster, controller
 from tests.support.datasets import Features, make_dataset
+from tests.support.drill import drill
 from tests.support.processes import wait_until
 from tests.support.training import MEASURED_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
 
@@ -188,6 +189,24 @@ def test_a_step_that_always_ends_its_worker_ends_the_run(
         train.run(parse(changed(on_ray, 1, at=[0, 15], what="kill")), run_id="poison")
 
 
+def test_a_stop_that_comes_while_the_workers_regroup_makes_a_checkpoint(
+    root: Path, on_ray: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, ask = train.StopRequest(), controller.Controller._ask_to_stop
+
+    def ask_to_regroup(self: controller.Controller, *, checkpoint: bool) -> None:
+        ask(self, checkpoint=checkpoint)
+        stop.request("the user's, just after the controller's own")
+
+    monkeypatch.setattr(controller.Controller, "_ask_to_stop", ask_to_regroup)
+    rarely = {"evaluate": {"every": {"epochs": 10_000}}, "checkpoint": {"every": {"steps": 1_000_000}}}
+    killed = {"at": [0, 12], "what": "kill", "flag": str(tmp_path / "killed")}
+    mapping = changed(on_ray, {"min": 1, "max": 2}, {"epochs": 10_000, **rarely}, **killed)
+    with pytest.raises(StoppedError):
+        train.run(parse(mapping), run_id="regrouping", stop=stop)
+    assert weights(root, "regrouping", len(history(root, "regrouping", "train/loss")))
+
+
 def test_too_few_workers_stop_the_run_after_the_wait(root: Path, on_ray: dict[str, Any]) -> None:
     mapping = changed(on_ray, {"min": 1, "max": 1, "cpus": 1000, "wait_s": 1})
     with pytest.raises(StoppedError, match=r"step 0 \(0 of at least 1 workers are ready\), without a checkpoint\."):
@@ -218,6 +237,59 @@ def test_an_evaluation_survives_the_loss_of_a_rank_before_its_checkpoint(
         for name, value in one["metrics"].items():
             assert other["metrics"][name] == pytest.approx(value, rel=1e-3)
     assert history(tmp_path, "pair", "train/samples") == history(tmp_path, "alone", "train/samples")
+
+
+# A model whose process, once the checkpoint of step 76 is there, damages that and ends; and later ends before that step.
+FORGETFUL_MODEL = """
+import os, signal, time
+from pathlib import Path
+
+import torch
+from mltrain.models import TabularMLP
+
+
+class Model(TabularMLP):
+    def __init__(self, schema, flags, saved):
+        super().__init__(schema, (16,), 0.0, None, True)
+        self.flags, self.saved = Path(flags), Path(saved)
+
+    def forward(self, batch):
+        at = (batch.epoch, batch.step) if self.training else None
+        if at == (2, 4) and self._first("damaged"):
+            while not (self.saved / "manifest.json").exists():
+                time.sleep(0.01)
+            part = min(self.saved.glob("part-*"))
+            part.write_bytes(part.read_bytes()[:-1])
+            os.kill(os.getpid(), signal.SIGKILL)
+        if at == (1, 35) and (self.flags / "damaged").exists() and self._first("again"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(batch)
+
+    def _first(self, flag):
+        try:
+            (self.flags / flag).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def build(schema, flags, saved):
+    torch.manual_seed(1)
+    return Model(schema, flags, saved)
+"""
+
+
+def test_an_evaluation_that_a_damaged_checkpoint_took_with_it_is_decided_again(
+    root: Path, ray_cluster: str, tmp_path: Path
+) -> None:
+    mapping = experiment(root, address=ray_cluster, workers=1, epochs=4)
+    saved = root / "runs" / "forgetful" / "checkpoints" / "step-000000076"
+    mapping = faulty(mapping, tmp_path, FORGETFUL_MODEL, flags=str(tmp_path), saved=str(saved))
+    with drill(mapping, "forgetful") as run:
+        run.join()
+    assert run.result is not None and run.result.losses_survived == 2
+    assert [event["step"] for event in run.events("checkpoint damaged")] == [76]
+    assert [event["step"] for event in run.events("evaluation")].count(76) == 2
 
 
 def test_a_part_that_a_worker_cannot_write_ends_the_run_with_its_name(on_ray: dict[str, Any]) -> None:
