@@ -1,6 +1,6 @@
 """Trainings on four hosts to which things happen at random moments, also while they recover from the one before.
 
-A case: a run on workers of all hosts; twelve moments, at each of which one or two things happen, some of which are
+A case: a run on workers of all hosts; twenty moments, at each of which one or two things happen, some of which are
 undone on the way; then everything is mended, the run goes on for a while and stops. Every row was in its step once, the
 sums were exact, with a fixed number of workers all weights are those of an undisturbed run to the last bit, and of the
 run nothing is left.
@@ -40,7 +40,7 @@ _OF_A_NODE = ("raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDL
 Undo = Callable[[], None]
 
 
-def run(count: int, seed: int, folder: Path, moments: int = 12) -> Result:
+def run(count: int, seed: int, folder: Path, moments: int = 20) -> Result:
     """Goes from case to case until ``count`` things have happened, or too much has failed."""
     result = Result("elastic", seed)
     if (why := unavailable()) is not None:
@@ -122,12 +122,12 @@ class _Case:
     # What happens
 
     def _strike(self) -> None:
-        """Something happens to a worker or a host, though never to the last host that nothing is wrong with."""
+        """Something happens to a worker, or to one of the three hosts at least that nothing is wrong with."""
         whole = [host for host in self._hosts if host.name not in self._afflicted and host.node_id is not None]
         workers = [p for host in self._hosts for p in host.processes() if _name(p).startswith("ray::Worker")]
         kinds = ["kill a worker"] * 3 + ["stop a worker", "stop a worker", "slow a worker", "kill all workers"]
         kinds = kinds if workers else []
-        if len(whole) > 1:
+        if len(whole) > 2:
             kinds += ["cut a host", "cut a host", "part a host from the controller", "part two hosts"]
             kinds += ["part a host from its peers", "stop a host", "drain a host", "power a host off"]
         if not kinds:
@@ -190,7 +190,7 @@ class _Case:
 
     def _wait(self, drilled: Drill) -> None:
         """Until the next moment: often while the run recovers from the one before, or right after."""
-        awaited, within_s = self._chance.choice([("generation formed", 3.0), ("training", 30.0), ("", 0.0)])
+        awaited, within_s = self._chance.choice([("generation formed", 3.0), ("training", 10.0), ("", 0.0)])
         if awaited:
             with contextlib.suppress(TimeoutError):
                 drilled.until(awaited, timeout_s=within_s)
@@ -218,7 +218,8 @@ class _Case:
         return [path for path in self._steps.iterdir() if re.fullmatch(r"\d+-\d+", path.name)]
 
     def _tell(self) -> None:
-        """What led to a failure."""
+        """A failure, and what led to it."""
+        sys.stderr.write(traceback.format_exc())
         for drilled in self._drills:
             drilled.join()
             sys.stderr.write("".join(f"{event}\n" for event in drilled.said))
