@@ -1,6 +1,7 @@
 """``mltrain runs``."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,15 @@ import click
 
 from mltrain.cli.options import common, config_options, example, root_of
 from mltrain.cli.output import Output, Table, short, table
-from mltrain.cli.tables import best_line, events_table, metrics_table, spent_table, story_table, trials_table
+from mltrain.cli.tables import (
+    best_line,
+    checkpoints_table,
+    events_table,
+    metrics_table,
+    spent_table,
+    story_table,
+    trials_table,
+)
 
 _root = click.option("--root", metavar="URI", help="Where the runs are: a path or a URI.", show_default="./out")
 _WIDE = (
@@ -50,8 +59,13 @@ def show(out: Output, run_id: str, config: str | None, overrides: Sequence[str],
     Digests and the whole config are in what --output json prints.
     """
     from mltrain import results
+    from mltrain.storage import open_store
+    from mltrain.train.checkpoints import inventory
 
-    row = results.show(root_of(config, overrides, root), run_id)
+    where = root_of(config, overrides, root)
+    row = results.show(where, run_id)
+    if row["kind"] != "sweep":
+        row["checkpoints"] = inventory(open_store(where).sub(results.run_path(run_id)))
     metric, mode = results.objective_of(row)
     parts: list[str | Table] = [table(["", run_id], _facts(row))]
     if row["kind"] == "sweep":
@@ -62,6 +76,8 @@ def show(out: Output, run_id: str, config: str | None, overrides: Sequence[str],
         parts.append(table(["setting", "value"], _settings(row), "What its config set"))
     if row["metrics"]:
         parts.append(metrics_table(row["metrics"], _metrics_title(row), metric))
+    if row.get("checkpoints"):
+        parts.append(checkpoints_table(row["checkpoints"], row["checkpoint"], datetime.now(UTC)))
     if row.get("node_seconds") and row["workers"]:
         parts.append(spent_table(row["node_seconds"]))
     told = events_table(row["events"], metric) if row["kind"] == "sweep" else story_table(row["story"])

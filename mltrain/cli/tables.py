@@ -106,6 +106,36 @@ def spent_table(spent: Mapping[str, Mapping[str, float]]) -> Table:
     return table(["node seconds", *(use.replace("_", "-") for use in uses)], rows, "What its nodes' time went into")
 
 
+def checkpoints_table(found: Sequence[Mapping[str, Any]], best: str | None, now: datetime) -> Table:
+    """What is stored of a run's checkpoints, the newest last.
+
+    Args:
+        found: as `mltrain.train.checkpoints.inventory` answers.
+        best: URI of the best one.
+        now: ages are counted from.
+    """
+    rows = []
+    for each in found:
+        age = "" if each["created"] is None else _age((now - datetime.fromisoformat(each["created"])).total_seconds())
+        is_best = (best or "").endswith(f"/step-{each['step']:09d}")
+        rows.append([each["step"], _size(each["size_bytes"]), age, f"{each['state']}{', the best' if is_best else ''}"])
+    return table(["step", "size", "age", "state"], rows, "Its checkpoints")
+
+
+def _size(size_bytes: int) -> str:
+    size, units = float(size_bytes), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def story_table(story: Sequence[Mapping[str, Any]]) -> Table:
     """What happened to a training, a sentence a row; of a long story the beginning and the end."""
     rows = [[clock(chapter["seconds"]), chapter["text"]] for chapter in story]

@@ -76,6 +76,7 @@ class Story:
             "checkpoint": self._routinely,
             "evaluation": self._routinely,
             "checkpoint damaged": self._damaged,
+            "checkpoint delayed": self._delayed,
             "run finished": self._over,
             "run stopped": self._over,
             "run failed": self._over,
@@ -269,6 +270,12 @@ class Story:
 
     def _damaged(self, event: Event) -> None:
         self._new(f"checkpoint step-{event['step']} is damaged and set aside: {event['reason']}")
+
+    def _delayed(self, event: Event) -> str:
+        return self._say(
+            f"the checkpoint after step {event['waiting_for']} is on its way to storage for {event['since_s']:.1f} s: the "
+            "next one, which is due, waits for it"
+        )
 
     def _sum_up(self) -> None:
         """Checkpoints and evaluations since the last chapter, as one."""

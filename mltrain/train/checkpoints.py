@@ -294,11 +294,12 @@ def _state(run: "Store", step: int, files: "Mapping[str, ObjectMeta]") -> dict[s
         return unknown | {"state": "set aside: damaged" if _SET_ASIDE in files else "incomplete"}
     try:
         manifest = Checkpoint.from_bytes(run.get(manifest_path(step)), run.join(manifest_path(step)))
-    except (DamagedError, NotFoundError) as error:
-        return unknown | {"state": f"damaged: {error}"}
+    except (DamagedError, NotFoundError):
+        return unknown | {"state": "damaged: manifest.json"}
     sizes = {meta.path: meta.size_bytes for meta in files.values()}
     bad = [part.path for part in manifest.parts if sizes.get(part.path) != part.size_bytes]
-    state = f"damaged: {bad[0]} is {'truncated' if bad[0] in sizes else 'missing'}" if bad else "complete"
+    how = "truncated" if bad and bad[0] in sizes else "missing"
+    state = f"damaged: {bad[0].rsplit('/', 1)[-1]} is {how}" if bad else "complete"
     return {
         "size_bytes": manifest.size_bytes, "created": manifest.created, "metrics": manifest.metrics, "state": state,
     }  # fmt: skip

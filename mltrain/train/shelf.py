@@ -133,7 +133,8 @@ class Shelf:
         if pending.head is None or len(pending.parts) < int(message["size"]):
             return None
         del self._pending[step]
-        self._lease.check()
+        # Not by the clock: a manifest of a run that was taken could name parts that its new controller collects.
+        self._lease.renew()
         before()
         return self._commit(step, pending.head, [part for _, parts in sorted(pending.parts.items()) for part in parts])
 
@@ -173,7 +174,7 @@ class Shelf:
             tensors=head["tensors"],
         )
         self._put(checkpoint)
-        # If it was not lost meanwhile, no other controller has looked or collected before the manifest was there.
+        # It was ours from the renewal before to this one: no other controller looked or collected in between.
         self._lease.renew()
         self.kept[step] = checkpoint
         self._consider(checkpoint)

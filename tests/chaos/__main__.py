@@ -21,6 +21,7 @@ COUNTS = {
     "outage": 2,
     "garbage": 200,
     "elastic": 200,
+    "checkpoints": 1800,
 }
 """Kinds, each a module, and how many cases of each, or how many faults: what its ``run`` counts."""
 

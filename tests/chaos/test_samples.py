@@ -14,6 +14,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "cache": {"count": 3},
     "outage": {"count": 1, "outage_s": 2.0},
     "elastic": {"count": 1, "moments": 5},
+    "checkpoints": {"count": 8},
 }
 
 

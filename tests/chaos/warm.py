@@ -17,6 +17,7 @@ _MODULES = [
     "tests.chaos.readers",
     "tests.chaos.protocol",
     "tests.chaos.garbage",
+    "tests.chaos.checkpoints",
     "mltrain.data.gather",
     "mltrain.storage.remote",
     "torch",

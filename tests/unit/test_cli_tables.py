@@ -10,10 +10,35 @@ from mltrain import config, results
 from mltrain.cli.app import run
 from mltrain.cli.tables import best_line, events_table, short_names, spent_table, story_table, trials_table
 from mltrain.storage import open_store
+from tests.support.saving import Ranks
 from tests.unit.test_results_table import row
 
 SWEEP = "adult-demo-20261123t115242-f95927"
 OBJECTIVE = "validation/auc"
+
+
+def test_runs_show_lists_checkpoints_with_step_size_age_and_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(str(tmp_path))
+    best = f"{tmp_path}/runs/saved/checkpoints/step-000000001"
+    results.append(str(tmp_path), row("saved", config=config.to_yaml(experiment()), checkpoint=best))
+    with Ranks(store.sub("runs/saved")) as driver:
+        driver.form(2)
+        made = [driver.save(step) for step in (1, 2, 3)]
+        driver.copy(4)
+    (tmp_path / "runs/saved" / made[1].parts[0].path).unlink()
+    store.sub("runs/saved").put("checkpoints/step-000000003/manifest.json", b"{")
+    shown = said(capsys, "runs", "show", "saved", "--root", str(tmp_path))
+    lines = [line.split() for line in shown.splitlines()]
+    at = lines.index(["step", "size", "age", "state"])
+    states = {words[0]: " ".join(words[3:]) for words in lines[at:] if words[:1] and words[0] in ("1", "2", "3", "4")}
+    assert " ".join(next(words for words in lines[at:] if words[:1] == ["1"])).endswith("complete, the best")
+    assert "damaged" in states["2"] and "missing" in states["2"] and "damaged" in states["3"]
+    assert "incomplete" in states["4"]
+    whole = json.loads(said(capsys, "runs", "show", "saved", "--root", str(tmp_path), "--output", "json"))
+    assert [each["step"] for each in whole["checkpoints"]] == [1, 2, 3, 4]
+    assert whole["checkpoints"][0]["size_bytes"] == made[0].size_bytes
 
 
 def experiment(**changes: Any) -> config.Experiment:

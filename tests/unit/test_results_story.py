@@ -96,6 +96,12 @@ def test_who_looks_on_is_told_as_it_happens() -> None:
     ]
 
 
+def test_a_checkpoint_that_waits_for_a_slow_store_is_told() -> None:
+    delayed = event(100, "checkpoint delayed", waiting_for=40, since_s=12.3)
+    said = "the checkpoint after step 40 is on its way to storage for 12.3 s: the next one, which is due, waits for it"
+    assert told(BEGINNING, [delayed])[-1] == (100, said)
+
+
 def test_checkpoints_and_evaluations_are_counted_between_what_happened() -> None:
     summed = (56, "evaluation after step 100 (validation/auc 0.91); 2 checkpoints, the last after step 100")
     assert told(BEGINNING, KILLED, GROWN)[3:] == [
