@@ -254,7 +254,9 @@ class _Case:
         found |= {f"placement group {key}" for key, group in groups.items() if group["state"] != "REMOVED"}
         found |= {f"thread {thread.name}" for thread in threading.enumerate()}
         found |= {f"socket at port {port}" for port in _ports(psutil.CONN_LISTEN) | (_ports() & self._ports)}
-        files = [*Path(tempfile.gettempdir()).rglob("*"), *Path("/dev/shm").iterdir()]
+        files = [*Path(tempfile.gettempdir()).rglob("*")]
+        # This machine's shared memory is others' too: of what is there, what this process uses.
+        files += [Path(used.path) for used in psutil.Process().memory_maps() if used.path.startswith("/dev/shm/")]
         files += [path for host in self._hosts for path in host.temporary_files()]
         # What a store writes aside before it is shown.
         files += [path for path in self._root.rglob(".mltrain-*") if path.name != ".mltrain-lock"]
