@@ -4,14 +4,16 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mltrain.errors import MissingDependencyError, RequestError, TrainingError
 from mltrain.progress import Progress
-from mltrain.train.control import Outcome
-from mltrain.train.signals import StopRequest
+from mltrain.train.control import Ending, Outcome
+from mltrain.train.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from mltrain.config import ClusterConfig
@@ -35,22 +37,26 @@ def train(
     lease: "Lease",
 ) -> Outcome:
     """Trains on Ray workers to the end or to a stop."""
-    with ray_cluster(spec.config.cluster, record.say):
-        from mltrain.train.controller import Controller
-        from mltrain.train.placement import PlacementGroups
+    try:
+        with ray_cluster(spec.config.cluster, record.say, stop):
+            from mltrain.train.controller import Controller
+            from mltrain.train.placement import PlacementGroups
 
-        slots = source or PlacementGroups(run_id, spec.config.train.workers)
-        return Controller(spec, record, slots, stop, run_id, lease).run()
+            slots = source or PlacementGroups(run_id, spec.config.train.workers)
+            return Controller(spec, record, slots, stop, run_id, lease).run()
+    except Interrupted:
+        return Outcome(Ending.STOPPED, record.recorded, reason=stop.reason)
 
 
 @contextlib.contextmanager
-def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info) -> Iterator[None]:
+def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info, stop: StopRequest | None = None) -> Iterator[None]:
     """Connects to Ray, or starts it; whatever was started here is stopped here.
 
     ``auto`` is RAY_ADDRESS (which may be ``local``), else a running cluster, else one of this process's own; ``local``
-    always the last. ``say`` is told which it is.
+    always the last. ``say`` is told which it is. ``stop`` ends the attempts.
 
     Raises:
+        Interrupted: a stop was requested before Ray was there.
         MissingDependencyError: Ray is not installed.
         RequestError: there is no cluster at the address, or it runs other versions of Ray or Python.
         RayFailedError: Ray did not start, or what is done with it failed for a reason of Ray's.
@@ -66,8 +72,7 @@ def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info) -> Iterator[
         with _failures(ray):
             yield
         return
-    with _signals_kept():
-        _connect(ray, config, say)
+    _connect(ray, config, say, stop or StopRequest())
     with _printing_to_log(ray):
         try:
             with _failures(ray):
@@ -93,14 +98,41 @@ def _one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """``ray.init`` takes SIGTERM for itself, which would end the driver without a checkpoint."""
-    before = signal.getsignal(signal.SIGTERM)
+def _signals_kept(ray: Any) -> Iterator[None]:
+    """``ray.init`` takes SIGTERM for itself, twice: that would end the driver without a checkpoint.
+
+    In Python, to exit; then below Python, to print a stack. The first is kept from it, the second is undone.
+    """
+    before, utils = signal.getsignal(signal.SIGTERM), ray._private.utils
+    take, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
         yield
     finally:
+        utils.set_sigterm_handler = take
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _out_of_our_group(ray: Any) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """The processes that Ray starts here, which lead sessions of their own.
+
+    A signal for this process often goes to its whole group: Ctrl-C, timeout(1), ``kill -- -PGID``. In the group Ray
+    would die of it, and with it the workers that are to make a checkpoint. There is no public way to have it elsewhere.
+    They end with this process all the same, however it ends: Ray has the kernel see to that, on Linux.
+    """
+    services = ray._private.services
+    popen, processes = services.ConsolePopen, []
+
+    def start(*args: Any, **options: Any) -> Any:
+        processes.append(popen(*args, start_new_session=sys.platform == "linux", **options))
+        return processes[-1]
+
+    services.ConsolePopen = start
+    try:
+        yield processes
+    finally:
+        services.ConsolePopen = popen
 
 
 @contextlib.contextmanager
@@ -123,7 +155,7 @@ def _printing_to_log(ray: Any) -> Iterator[None]:
         worker.print_to_stdstream = before
 
 
-def _connect(ray: Any, config: "ClusterConfig", say: Progress) -> None:
+def _connect(ray: Any, config: "ClusterConfig", say: Progress, stop: StopRequest) -> None:
     address = config.address
     if address == "auto" and os.environ.get("RAY_ADDRESS") == "local":
         address = "local"
@@ -133,8 +165,14 @@ def _connect(ray: Any, config: "ClusterConfig", say: Progress) -> None:
         "configure_logging": True,
         "runtime_env": dict(config.runtime_env) or None,
     }
-    if address == "local" or not _joined(ray, address, options, say):
-        _start(ray, options, say)
+    with _signals_kept(ray), _out_of_our_group(ray) as processes:
+        try:
+            with stop.interrupting():
+                if address == "local" or not _joined(ray, address, options, say):
+                    _start(ray, options, say, stop, processes)
+        except Interrupted:
+            _end(ray, processes)
+            raise
 
 
 def _joined(ray: Any, address: str, options: dict[str, Any], say: Progress) -> bool:
@@ -164,7 +202,9 @@ def _unreachable(address: str, error: Exception) -> RequestError:
     )
 
 
-def _start(ray: Any, options: dict[str, Any], say: Progress) -> None:
+def _start(
+    ray: Any, options: dict[str, Any], say: Progress, stop: StopRequest, processes: list["subprocess.Popen[bytes]"]
+) -> None:
     say("starting Ray on this machine")
     for attempt in range(1, _STARTS + 1):
         try:
@@ -173,10 +213,20 @@ def _start(ray: Any, options: dict[str, Any], say: Progress) -> None:
         except (ValueError, TypeError) as error:
             raise RequestError(f"Ray cannot be started with this cluster config: {error}") from error
         except Exception as error:  # a bare one is what Ray raises when its node is not there in time
-            ray.shutdown()
+            _end(ray, processes)
+            stop.check()
             if attempt == _STARTS:
                 raise RayFailedError(
                     f"Ray did not start on this machine in {_STARTS} attempts: {_one_line(error)} "
                     "The machine may be short of memory or processor time."
                 ) from error
             say("Ray did not start, trying again")
+
+
+def _end(ray: Any, processes: list["subprocess.Popen[bytes]"]) -> None:
+    """Ends Ray. Of a start that failed halfway it knows nothing, and leaves its processes."""
+    ray.shutdown()
+    for process in processes:
+        process.kill()
+        process.wait()
+    processes.clear()

@@ -16,6 +16,7 @@ from mltrain.train import StopRequest, identity
 from mltrain.train.cluster import RayFailedError, ray_cluster
 from mltrain.train.lease import Lease
 from mltrain.train.run import resume_command
+from mltrain.train.signals import Interrupted
 from mltrain.train.spec import check_before_start
 from mltrain.train.totals import Totals
 from mltrain.train.usercode import ship
@@ -119,8 +120,10 @@ class _Sweep:
     def _work(self, left: list[Point]) -> None:
         """Runs the trials that are left. Where Ray fails the sweep stops: what its trials have stored is not lost."""
         try:
-            with ray_cluster(self._config.cluster, self._say):
+            with ray_cluster(self._config.cluster, self._say, self._stop):
                 self._fit(left)
+        except Interrupted:
+            self._say("stopped while Ray was starting")
         except RayFailedError as error:
             self._stop.request(str(error))
 
