@@ -85,11 +85,9 @@ class TrainingView:
 
     def _worker(self, kind: str, fields: Mapping[str, Any]) -> None:
         worker = fields["worker"]
-        if kind == "worker started":
+        if kind in ("worker started", "worker heard again"):
             self._known |= {worker}
-        elif kind == "worker silent":
-            self._without(worker)
-        elif kind in ("worker lost", "worker released"):
+        elif kind in ("worker silent", "worker lost", "worker released"):
             self._known -= {worker}
             self._losses += kind == "worker lost" and fields["generation"] is not None
             self._without(worker)

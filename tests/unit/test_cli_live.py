@@ -47,6 +47,17 @@ def test_losses_of_former_attempts_were_survived_too() -> None:
     assert view.lines(0.0)[0].endswith("3 losses survived")
 
 
+def test_a_silent_worker_is_not_on_the_way_until_it_is_heard_again() -> None:
+    view, _ = started()
+    for worker in "abc":
+        view.event("worker started", {"worker": worker, "node": "n"})
+    view.event("generation formed", {"generation": 1, "members": ["a", "b", "c"]})
+    view.event("worker silent", {"worker": "a", "silent_s": 2.1})
+    assert view.lines(0.0)[0].startswith("going on without it · 2 of 3 workers · ")
+    view.event("worker heard again", {"worker": "a"})
+    assert view.lines(0.0)[0].startswith("going on without it · 2 of 3 workers (1 on the way) · ")
+
+
 def test_it_counts_workers_and_losses() -> None:
     view, _ = started()
     for worker in "abc":
