@@ -29,7 +29,7 @@ from mltrain.config.experiment import (
     Workers,
 )
 from mltrain.config.features import ResolvedFeature, resolve_each, resolve_features
-from mltrain.config.loading import checked, digest, load, load_dataset, load_experiment, parse, to_yaml
+from mltrain.config.loading import checked, determining, digest, load, load_dataset, load_experiment, parse, to_yaml
 from mltrain.config.search import Scheduler, TuneConfig
 from mltrain.config.surroundings import CacheConfig, Notices, StorageConfig
 
@@ -65,6 +65,7 @@ __all__ = [
     "TuneConfig",
     "Workers",
     "checked",
+    "determining",
     "digest",
     "load",
     "load_dataset",

@@ -216,18 +216,25 @@ def _text(text: str) -> str:
     return text if _PLAIN.fullmatch(text) and text != "~" else quoted(text)
 
 
-def digest(config: DatasetFile | Experiment) -> str:
-    """SHA-256 of what determines the result: two configs with one digest compute the same thing.
+def determining(config: DatasetFile | Experiment) -> dict[str, Any]:
+    """What determines the result; a run that is resumed may differ in everything else.
 
     The number of workers, storage, cluster and names are not in it, and of files named by a path only the file's name:
     where they lie differs from machine to machine.
     """
     data = config.model_dump(mode="json", exclude_none=True)
-    determining = {key: value for key, value in data.items() if key not in _NOT_IN_DIGEST}
+    found = {key: value for key, value in data.items() if key not in _NOT_IN_DIGEST}
     if isinstance(config, Experiment):
-        determining["train"] = {key: value for key, value in data["train"].items() if key not in _NOT_IN_TRAIN_DIGEST}
-        arguments = json.dumps(config.model.args, sort_keys=True)
-        determining["model"] = {"factory": config.model.factory.rpartition("/")[2], "args": arguments}
+        found["train"] = {key: value for key, value in data["train"].items() if key not in _NOT_IN_TRAIN_DIGEST}
+        found["model"] = {"factory": config.model.factory.rpartition("/")[2], "args": config.model.args}
+    return found
+
+
+def digest(config: DatasetFile | Experiment) -> str:
+    """SHA-256 of what determines the result: two configs with one digest compute the same thing."""
+    data = determining(config)
+    if isinstance(config, Experiment):
+        data["model"]["args"] = json.dumps(config.model.args, sort_keys=True)
     # The order of features and splits means something, so keys are not sorted.
-    text = json.dumps(determining, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -116,7 +116,7 @@ def _same_name(reference: object, stored: str) -> bool:
 def _refuse_changes(run: "Store", stored: Experiment, wanted: Experiment) -> None:
     if configs.digest(stored) == configs.digest(wanted):
         return
-    before, after = dict(_flat(stored.model_dump(mode="json"))), dict(_flat(wanted.model_dump(mode="json")))
+    before, after = (dict(_flat(configs.determining(config))) for config in (stored, wanted))
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     lines = "; ".join(f"{key} was {before.get(key)!r}, now {after.get(key)!r}" for key in changed)
     raise RequestError(
