@@ -139,6 +139,8 @@ def replayed(faster: float, seed: int) -> None:
     _print_header("simulated")
     _print_row("real", found.real, found.simulated.share / found.real.share)
     _print_row("simulated", found.simulated)
+    ratio = found.afterwards.share / found.real.share
+    _print_row("... with the costs of the replay itself", found.afterwards, ratio)
     stepped = found.stepped_s / found.real.bound_s
     print(f"  the real run's steps took {stepped:.4f} of the bound by their own clocks")
 

@@ -45,6 +45,7 @@ class Replayed:
         costs: measured beforehand, in another run.
         real: the run's goodput.
         simulated: the simulator's, of the same fleet with these costs.
+        afterwards: likewise, with the costs that the replay itself had: a machine may be busier than it was before.
         node_start_s: of each node that came, from its host's start until Ray had it.
         stepped_s: seconds times nodes in the real run's steps by their own clocks, which do not see what is between two
             steps: a check of what its events say.
@@ -54,6 +55,7 @@ class Replayed:
     costs: Costs
     real: Goodput
     simulated: Goodput
+    afterwards: Goodput
     node_start_s: Sequence[float]
     stepped_s: float
 
@@ -84,12 +86,15 @@ def replay(trace: Trace, notices: Notices, folder: Path, say: Callable[[str], No
             ended = began + trace.duration_s
     store = open_store(folder)
     events = read_events(store, "replay")
-    lives = tuple(replace(life, begin_s=ups.get(life.node, life.begin_s)) for life in trace.lives)
-    happened = replace(trace, lives=tuple(life for life in lives if life.begin_s < life.end_s))
+    # A node that Ray never had was none.
+    came = [life for life in trace.lives if life.begin_s == 0.0 or life.node in ups]
+    happened = replace(trace, lives=tuple(replace(each, begin_s=ups.get(each.node, 0.0)) for each in came))
     real = goodput(events, happened.node_s, (began, ended))
     starts = [ups[life.node] - life.begin_s for life in trace.lives if life.node in ups]
-    stepped_s = _stepped_s(events, read_metrics(store, "replay"), began, ended)
-    return Replayed(happened, costs, real, predicted(happened, costs, notices, seed), starts, stepped_s)
+    metrics = read_metrics(store, "replay")
+    now = measured(events, (), metrics["train/step_s"].to_pylist(), costs)
+    found, afterwards = (predicted(happened, each, notices, seed) for each in (costs, now))
+    return Replayed(happened, costs, real, found, afterwards, starts, _stepped_s(events, metrics, began, ended))
 
 
 def _stepped_s(events: Sequence[Event], metrics: pa.Table, began: float, ended: float) -> float:
@@ -243,11 +248,11 @@ def _calibrate(run: Drill, made: Hosts, folder: Path, say: Callable[[str], None]
     run.stop()
     store = open_store(folder)
     steps = read_metrics(store, "calibration")["train/step_s"].to_pylist()
-    return measured(read_events(store, "calibration"), placed, steps)
+    return measured(read_events(store, "calibration"), placed, steps, Costs(work_s=0.0, leave_s=0.0))
 
 
-def measured(events: Sequence[Event], place_s: Sequence[float], step_s: Sequence[float]) -> Costs:
-    """Costs as a run's events and steps have them, medians each; those of what did not happen are the default ones."""
+def measured(events: Sequence[Event], place_s: Sequence[float], step_s: Sequence[float], known: Costs) -> Costs:
+    """Costs as a run's events and steps have them, medians each; of what did not happen, those known."""
     starts, formed = dict[str, float](), dict[int, float]()
     broke: float | None = None
     found: dict[str, list[float]] = {"place_s": list(place_s), "step_s": list(step_s)}
@@ -272,4 +277,4 @@ def measured(events: Sequence[Event], place_s: Sequence[float], step_s: Sequence
             found.setdefault("stall_s", []).append(event["stall_s"])
             found.setdefault("write_s", []).append(event["write_s"])
     medians = {name: statistics.median(values) for name, values in found.items() if values}
-    return replace(Costs(work_s=0.0, leave_s=0.0), **medians)
+    return replace(known, **medians)
