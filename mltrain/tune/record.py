@@ -12,6 +12,7 @@ from mltrain.config import Experiment
 from mltrain.errors import DamagedError, NotFoundError
 from mltrain.results import read_events, read_result
 from mltrain.storage import Store
+from mltrain.storage.parsing import parse
 from mltrain.train.lease import LEASE
 from mltrain.tune.result import Trial
 from mltrain.tune.space import Point, trial_config
@@ -33,7 +34,7 @@ def keep_points(sweep: Store, points: Sequence[Point]) -> list[Point]:
     if sweep.put_if_absent(TRIALS, content):
         return list(points)
     try:
-        return [Point(**point) for point in json.loads(sweep.get(TRIALS))]
+        return [Point(**point) for point in parse(sweep.get(TRIALS))]
     except (ValueError, TypeError) as error:
         raise DamagedError(f"{sweep.join(TRIALS)} is not a list of trials: {error}") from error
 

@@ -30,6 +30,7 @@ def test_a_sweep_keeps_the_trials_that_it_began_with(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     assert record.keep_points(store, [POINT]) == [POINT]
     assert record.keep_points(store, [Point("sweep-000", {})]) == [POINT]
-    store.put(record.TRIALS, b"[{]")
-    with pytest.raises(DamagedError, match=r"trials\.json"):
-        record.keep_points(store, [POINT])
+    for damaged in (b"[{]", b"[" * 100_000, b"[1]"):
+        store.put(record.TRIALS, damaged)
+        with pytest.raises(DamagedError, match=r"trials\.json"):
+            record.keep_points(store, [POINT])
