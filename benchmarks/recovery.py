@@ -33,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.recovery_peers.horovod_side import HorovodSide
 from benchmarks.recovery_peers.ours_side import OursSide
 from benchmarks.recovery_peers.side import NOTICE_S, Side
 from benchmarks.recovery_peers.stamps import Reader
@@ -69,12 +70,16 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(_KINDS))
     parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--collectives", default="horovod", choices=["horovod", "torch"], help="of ours")
+    parser.add_argument("--stock", type=Path, metavar="DIR", help="where Horovod as it is released is installed")
     parser.add_argument("--environments", type=Path, default=cache.directory() / "compare", help="%(default)s")
     given = parser.parse_args()
     if (why := unavailable()) is not None:
         raise SystemExit(why)
     logging.getLogger("mltrain").setLevel(logging.ERROR)
+    # As on the other hosts: Ray's controllers are beside the head.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     OursSide.collectives = given.collectives
+    HorovodSide.stock = given.stock
     found: dict[tuple[str, str], Found] = {}
     says: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, hosts(3, Path(folder) / "hosts", cpus=1) as made:
@@ -85,9 +90,9 @@ def main() -> None:
                     steps = Path(folder, f"{tool}-{kind}-{start}", "steps")
                     steps.mkdir(parents=True)
                     side = TOOLS[tool](made, steps.parent, steps, given.environments)
-                    says[tool] = side.says
                     if kind != "drain" or side.announced:
                         _measure(tool, side, kind, numbers, made, steps, found)
+                    says[tool] = side.says
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; seconds")
     for tool, text in says.items():
         print(f"{tool}: {text}")
@@ -100,9 +105,9 @@ def _measure(
     """One run of a tool with some losses of a kind."""
     began = time.monotonic()
     with contextlib.closing(Reader(steps)) as reader:
+        losses = _Losses(side, made, reader)
         try:
             with side:
-                losses = _Losses(side, made, reader)
                 for number in numbers:
                     losses.settle(number)
                     for name, (seconds, repeated) in losses.take(kind, made[f"h{number % 3 + 1}"]).items():
@@ -112,12 +117,23 @@ def _measure(
             if tool == "ours":
                 raise TimeoutError(f"{kind}: {error}\n{side.story()}") from error
             print(f"{tool} {kind}: {error}, given up\n{side.story()}", file=sys.stderr, flush=True)
-            found.setdefault((kind, tool), Found()).add(math.inf, 0)
+            if losses.awaited is None:
+                side.says += f"; did not start to train on all hosts ({kind}): not measured"
+            else:
+                found.setdefault((losses.awaited, tool), Found()).add(math.inf, 0)
     made.mend()
     print(f"{tool} {kind}: {len(numbers)} losses in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 class _Losses:
+    """Losses of one run.
+
+    Attributes:
+        awaited: what the run has yet to recover from; None before its first loss.
+    """
+
+    awaited: str | None = None
+
     def __init__(self, side: Side, hosts: Hosts, reader: Reader) -> None:
         self._side = side
         self._hosts = hosts
@@ -135,6 +151,7 @@ class _Losses:
         reader.refresh()
         began = time.monotonic()
         usual_s = reader.usual_s(began)
+        self.awaited = kind
         if kind == "drain":
             self._side.announce(host)
             until = self._left(host, began)
@@ -149,6 +166,7 @@ class _Losses:
             firsts = self._wait(lambda: _enough(reader.firsts(began, cut)), "step after the loss")
             _, over = _longest([reader.last_before(began), *firsts])
             found = {kind: (over - began, reader.repeated(began, firsts[-1]))}
+        self.awaited = "growth"
         returned = time.monotonic()
         self._hosts.mend()
         self._side.returned(host)

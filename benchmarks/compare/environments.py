@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from cluster.setup import cache, environments, prerequisites
+from cluster.setup import cache, checkout, environments, prerequisites
 
 _REQUIREMENTS = Path(__file__).with_name("requirements")
 _PYTHON = (3, 11)
@@ -35,8 +35,8 @@ def interpreter(tool: str, base: Path) -> Path:
         if not stamp.exists():
             print(f"making {path}", file=sys.stderr)
             shutil.rmtree(path, ignore_errors=True)
-            environments.run(uv, "venv", "-q", "--python", python, path)
-            environments.run(
+            checkout.run(uv, "venv", "-q", "--python", python, path)
+            checkout.run(
                 uv, "pip", "sync", "-q", "--compile-bytecode", "--python", path / "bin" / "python", requirements
             )
             stamp.touch()

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.setup.environments import ROOT
+from cluster.setup.checkout import ROOT
 
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _END_S = 30.0

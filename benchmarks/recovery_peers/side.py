@@ -1,13 +1,12 @@
 """What the benchmark asks of a tool: to train on three hosts, and to be told of a loss that can be told of."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from cluster.setup.environments import ROOT
+from cluster.setup.checkout import ROOT
 from tests.support.hosts import Host, Hosts
 from tests.support.processes import Process
 
@@ -77,8 +76,3 @@ def tail(*processes: Process | None) -> str:
     """The last of what processes wrote."""
     running = [process for process in processes if process is not None]
     return "\n".join(text[-3000:] for process in running for text in (process.stdout, process.stderr))
-
-
-def search_path(python: Path) -> str:
-    """PATH with the commands of an environment before all others."""
-    return f"{python.parent}{os.pathsep}{os.environ['PATH']}"
