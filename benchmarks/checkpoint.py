@@ -1,0 +1,184 @@
+"""Claim: a checkpoint costs the steps at most 1.1 times the bare copy, and storage gets 0.8 of what plain puts give it.
+
+One process holds a model and Adam's state (three times the weights) and saves it again and again: with this library,
+with `torch.save` (to memory, then one put: the steps wait for all of it), and with torch.distributed.checkpoint's
+async_save (to a directory). All take turns, in a directory and on a local S3 server. Beside them: a bare copy of the
+same tensors to memory that is used again (the least a consistent copy can cost), and plain puts of as many objects of
+the same size from four threads (what the store takes).
+
+    python -m benchmarks.checkpoint [--megabytes 96] [--rounds 5]
+"""
+
+import argparse
+import io
+import itertools
+import logging
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save
+
+from mltrain.storage import Store, open_store
+from mltrain.train import checkpoints
+from mltrain.train.layout import PART_BYTES
+from tests.support import s3
+from tests.support.saving import Ranks
+
+_STREAMS = 4
+
+
+@dataclass
+class Took:
+    """Seconds that the steps stood still, until all was durable, and to read it back; bytes stored."""
+
+    stall_s: float
+    durable_s: float
+    restore_s: float
+    size_bytes: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=96, help="of weights and Adam's state together")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    # DCP warns of what does not matter in one process.
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    tensors = _replica(given.megabytes * 1_000_000)
+    names = " ".join(f"{name} {version(name)}" for name in ("torch", "obstore", "mltrain"))
+    print(f"{names}, Python {platform.python_version()}, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
+    print(f"{given.megabytes} MB in {len(tensors)} tensors, {given.rounds} rounds, medians")
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        _compare("directory", open_store(f"{folder}/root"), tensors, given.rounds, Path(folder, "dcp"))
+        with s3.serve(Path(folder, "s3")) as server, s3.environment(server):
+            _compare("S3", open_store(server.bucket()), tensors, given.rounds, None)
+        dist.destroy_process_group()
+
+
+def _replica(size_bytes: int) -> dict[str, Tensor]:
+    """Weights of layers of 4 MB, and two moments of each."""
+    made, layers = {}, max(1, size_bytes // 3 // (4 << 20))
+    for layer in range(layers):
+        for name in (f"model.{layer}.weight", f"optimizer.{layer}.exp_avg", f"optimizer.{layer}.exp_avg_sq"):
+            made[name] = torch.randn(1024, 1024)
+    return made
+
+
+def _compare(place: str, store: Store, tensors: dict[str, Tensor], rounds: int, directory: Path | None) -> None:
+    """All sides in turn, every round; prints medians, and medians of the rounds' ratios."""
+    buffers = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+    numbers, noise = itertools.count(1), memoryview(os.urandom(PART_BYTES))  # zeros might be stored for less
+    with Ranks(store.sub("ours"), keep=1, part_bytes=PART_BYTES) as ranks:
+        ranks.form(1)
+        sides: dict[str, Callable[[], Took]] = {
+            "ours": lambda: _ours(ranks, store.sub("ours"), tensors, next(numbers)),
+            "torch.save": lambda: _torch_save(store, tensors),
+            "bare copy": lambda: _bare_copy(tensors, buffers),
+            "plain puts": lambda: _plain_puts(store, tensors, noise),
+        }
+        if directory is not None:
+            sides["DCP async_save"] = lambda: _dcp(tensors, directory)
+        for side in sides.values():
+            side()  # the first of each pays for fresh memory
+        found: dict[str, list[Took]] = {name: [] for name in sides}
+        for _ in range(rounds):
+            for name, side in sides.items():
+                found[name].append(side())
+    print(f"\n{place:<16} {'stall ms':>9} {'durable ms':>11} {'restore ms':>11} {'MB':>7}")
+    for name, took in found.items():
+        shown = [1e3 * statistics.median(getattr(each, what) for each in took) for what in _TIMES]
+        print(f"{name:<16} {shown[0]:>9.1f} {shown[1]:>11.1f} {shown[2]:>11.1f} {took[-1].size_bytes / 1e6:>7.1f}")
+    ours = found["ours"]
+    stall = [one.stall_s / bare.stall_s for one, bare in zip(ours, found["bare copy"], strict=True)]
+    speed = [plain.durable_s / one.durable_s for one, plain in zip(ours, found["plain puts"], strict=True)]
+    print(f"stall / bare copy {_spread(stall)}; speed / plain puts {_spread(speed)}")
+
+
+_TIMES = ("stall_s", "durable_s", "restore_s")
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def _ours(ranks: Ranks, store: Store, tensors: dict[str, Tensor], step: int) -> Took:
+    began = time.perf_counter()
+    ranks.copy(step, tensors)
+    stall_s = time.perf_counter() - began
+    ranks.writers[0].wait(lambda: None)
+    message = ranks.messages.get()
+    made = ranks.shelf.take(message, lambda: None)
+    assert made is not None
+    durable_s = time.perf_counter() - began
+    ranks.shelf.tidy()
+    began = time.perf_counter()
+    found = checkpoints.read_tensors(store, made)
+    restore_s = time.perf_counter() - began
+    assert found.keys() == tensors.keys()
+    return Took(stall_s, durable_s, restore_s, made.size_bytes)
+
+
+def _torch_save(store: Store, tensors: dict[str, Tensor]) -> Took:
+    began = time.perf_counter()
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    store.put("torch.pt", file.getbuffer())
+    stall_s = time.perf_counter() - began
+    began = time.perf_counter()
+    torch.load(io.BytesIO(store.get("torch.pt")), weights_only=True)
+    return Took(stall_s, stall_s, time.perf_counter() - began, file.getbuffer().nbytes)
+
+
+def _dcp(tensors: dict[str, Tensor], directory: Path) -> Took:
+    shutil.rmtree(directory, ignore_errors=True)
+    began = time.perf_counter()
+    saving = async_save(tensors, checkpoint_id=directory)
+    stall_s = time.perf_counter() - began
+    assert not isinstance(saving, AsyncSaveResponse)
+    saving.result()
+    durable_s = time.perf_counter() - began
+    into = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+    began = time.perf_counter()
+    load(into, checkpoint_id=directory)
+    restore_s = time.perf_counter() - began
+    return Took(stall_s, durable_s, restore_s, sum(file.stat().st_size for file in directory.iterdir()))
+
+
+def _bare_copy(tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> Took:
+    began = time.perf_counter()
+    for name, tensor in tensors.items():
+        buffers[name].copy_(tensor)
+    return Took(time.perf_counter() - began, float("nan"), float("nan"), 0)
+
+
+def _plain_puts(store: Store, tensors: dict[str, Tensor], data: memoryview) -> Took:
+    """As many bytes in objects of the same size."""
+    left, sizes = sum(tensor.nbytes for tensor in tensors.values()), []
+    while left:
+        sizes.append(min(left, PART_BYTES))
+        left -= sizes[-1]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(_STREAMS) as pool:
+        list(pool.map(lambda number: store.put(f"plain/{number}", data[: sizes[number]]), range(len(sizes))))
+    return Took(float("nan"), time.perf_counter() - began, float("nan"), sum(sizes))
+
+
+if __name__ == "__main__":
+    main()
