@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from mltrain.errors import StoppedError
+from mltrain.train import controller
 from tests.chaos.result import Result
 from tests.support.datasets import make_dataset
 from tests.support.drill import Drill, check_exact, drill, paced
@@ -47,7 +49,10 @@ def run(count: int, seed: int, folder: Path, moments: int = 20) -> Result:
         result.figures["skipped"] = why
         return result
     make_dataset(folder, rows=ROWS, shards=6)
-    with hosts(4, folder / "hosts", cpus=2) as made:
+    with hosts(4, folder / "hosts", cpus=2) as made, pytest.MonkeyPatch.context() as patience:
+        # Workers that are killed while they start, again and again, look like workers that cannot start.
+        patience.setattr(controller, "_FAILED_STARTS", _NEVER)
+        patience.setattr(controller, "_BARREN", _NEVER)
         number = seed
         while result.counts[_FAULTS] < count and not result.failures[5:]:
             with result.case(number), _temporary_files_in(folder / f"temporary-{number}"):
@@ -151,7 +156,7 @@ class _Case:
         if kind == "slow a worker":
             slow = self._steps / f"slow-{victim.pid}"
             slow.touch()
-            return slow.unlink
+            return lambda: slow.unlink(missing_ok=True)
         number = signal.SIGSTOP if kind == "stop a worker" else signal.SIGKILL
         for process in workers if kind == "kill all workers" else [victim]:
             _signal(process, number)
