@@ -55,6 +55,7 @@ class Story:
         self._ended = True
         self._nodes: dict[str, str] = {}
         self._members: list[str] = []
+        self._least = 1
         self._slow: set[str] = set()
         self._gone_before: set[str] = set()
         self._loss: _Loss | None = None
@@ -67,6 +68,7 @@ class Story:
             "worker heard again": self._heard_again,
             "worker lost": self._lost,
             "training again": self._again,
+            "too few workers": self._waits,
             "straggler": self._straggles,
             "notice": self._noticed,
             "notice cancelled": self._cancelled,
@@ -113,6 +115,7 @@ class Story:
         self._attempts += 1
         self._members, self._loss = [], None
         self._silent.clear()
+        self._least = event.get("workers_min", 1)
         step = event.get("step", 0)
         if self._attempts == 1 and not step:
             self._new(f"started{_upto(event.get('workers'))}")
@@ -222,7 +225,7 @@ class Story:
     def _without(self, loss: _Loss, said: str, event: Event) -> str:
         loss.left = sum(member not in loss.gone and member not in loss.silent for member in self._members)
         self._tell_loss(loss)
-        return f"{said}; {_left(loss.left)}{self._held(event, loss)}"
+        return f"{said}; {self._left(loss.left)}{self._held(event, loss)}"
 
     def _losing(self) -> _Loss:
         """The loss under way, or a new one."""
@@ -236,7 +239,19 @@ class Story:
         lost = " and ".join(f"{self._named([worker])} ({why})" for worker, why in loss.gone.items())
         told = [loss.stalled, *(said for worker, said in loss.silent.items() if worker not in loss.gone)]
         loss.chapter.parts[0] = "; ".join(said for said in (*told, f"lost {lost}" if lost else "") if said)
-        loss.chapter.parts[1] = _left(loss.left) if loss.gone or loss.silent else "the generation is interrupted"
+        loss.chapter.parts[1] = self._left(loss.left) if loss.gone or loss.silent else "the generation is interrupted"
+
+    def _left(self, count: int) -> str:
+        if 0 < count < self._least:
+            return f"{count} {'is' if count == 1 else 'are'} left of at least {self._least}, and training waits"
+        return {0: "nobody is left", 1: "1 goes on"}.get(count, f"{count} go on")
+
+    def _waits(self, event: Event) -> str:
+        """More workers are missing than come at once."""
+        missing, least, room = event["least"] - event["ready"], event["least"], event["room"]
+        why = f"; the cluster has room for {_workers(room)} like these only" if room < least else ""
+        what = f"waiting for {missing} more worker{'' if missing == 1 else 's'} ({event['ready']} of {least} ready)"
+        return self._say(f"{what} for up to {event['left_s']:.0f} s{why}")
 
     def _held(self, event: Event, loss: _Loss) -> str:
         if not event.get("held_s"):
@@ -313,10 +328,6 @@ def _node(node: str) -> str:
 
 def _workers(count: int) -> str:
     return f"{count} worker{'' if count == 1 else 's'}"
-
-
-def _left(count: int) -> str:
-    return {0: "nobody is left", 1: "1 goes on"}.get(count, f"{count} go on")
 
 
 def _upto(workers: object) -> str:

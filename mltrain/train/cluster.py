@@ -16,7 +16,7 @@ from mltrain.train.control import Ending, Outcome
 from mltrain.train.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
-    from mltrain.config import ClusterConfig
+    from mltrain.config import ClusterConfig, Workers
     from mltrain.train.lease import Lease
     from mltrain.train.placement import WorkerSource
     from mltrain.train.record import RunRecord
@@ -38,22 +38,28 @@ def train(
 ) -> Outcome:
     """Trains on Ray workers to the end or to a stop."""
     try:
-        with ray_cluster(spec.config.cluster, record.say, stop):
+        with ray_cluster(spec.config.cluster, record.say, stop) as alone:
             from mltrain.train.controller import Controller
             from mltrain.train.placement import PlacementGroups
 
-            slots = source or PlacementGroups(run_id, spec.config.train.workers)
+            workers = spec.config.train.workers
+            if alone and (refusal := _too_small(workers)) is not None:
+                return Outcome(Ending.FAILED, -1, refusal)
+            slots = source or PlacementGroups(run_id, workers)
             return Controller(spec, record, slots, stop, run_id, lease).run()
     except Interrupted:
         return Outcome(Ending.STOPPED, record.recorded, reason=stop.reason)
 
 
 @contextlib.contextmanager
-def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info, stop: StopRequest | None = None) -> Iterator[None]:
+def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info, stop: StopRequest | None = None) -> Iterator[bool]:
     """Connects to Ray, or starts it; whatever was started here is stopped here.
 
     ``auto`` is RAY_ADDRESS (which may be ``local``), else a running cluster, else one of this process's own; ``local``
     always the last. ``say`` is told which it is. ``stop`` ends the attempts.
+
+    Yields:
+        Whether it was started here: what there is not now never joins it.
 
     Raises:
         Interrupted: a stop was requested before Ray was there.
@@ -70,15 +76,28 @@ def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info, stop: StopRe
         ) from error
     if ray.is_initialized():
         with _failures(ray):
-            yield
+            yield False
         return
-    _connect(ray, config, say, stop or StopRequest())
+    alone = _connect(ray, config, say, stop or StopRequest())
     with _printing_to_log(ray):
         try:
             with _failures(ray):
-                yield
+                yield alone
         finally:
             ray.shutdown()
+
+
+def _too_small(workers: "Workers") -> RequestError | None:
+    from mltrain.train.placement import resources, room
+
+    there = room(workers)
+    if there >= workers.min:
+        return None
+    each = " and ".join(f"{much:g} {name}" for name, much in resources(workers).items())
+    return RequestError(
+        f"train.workers wants at least {workers.min} of {each} each, and Ray on this machine has room for {there}; no node "
+        "ever joins a Ray of the run's own. Use fewer or smaller workers, or join a larger cluster (cluster.address)."
+    )
 
 
 class RayFailedError(TrainingError):
@@ -155,7 +174,7 @@ def _printing_to_log(ray: Any) -> Iterator[None]:
         worker.print_to_stdstream = before
 
 
-def _connect(ray: Any, config: "ClusterConfig", say: Progress, stop: StopRequest) -> None:
+def _connect(ray: Any, config: "ClusterConfig", say: Progress, stop: StopRequest) -> bool:
     address = config.address
     if address == "auto" and os.environ.get("RAY_ADDRESS") == "local":
         address = "local"
@@ -168,8 +187,10 @@ def _connect(ray: Any, config: "ClusterConfig", say: Progress, stop: StopRequest
     with _signals_kept(ray), _out_of_our_group(ray) as processes:
         try:
             with stop.interrupting():
-                if address == "local" or not _joined(ray, address, options, say):
+                alone = address == "local" or not _joined(ray, address, options, say)
+                if alone:
                     _start(ray, options, say, stop, processes)
+                return alone
         except Interrupted:
             _end(ray, processes)
             raise

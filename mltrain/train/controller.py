@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mltrain.collectives import Membership, RendezvousServer
 from mltrain.errors import MltrainError, TrainingError
-from mltrain.train import membership
+from mltrain.train import membership, placement
 from mltrain.train.control import Ending, Outcome, Row, Verdict
 from mltrain.train.fleet import Fleet, Member, Returned
 from mltrain.train.membership import Action, Generation, Limits, Plan, WorkerState
@@ -51,7 +51,7 @@ class Controller:
     ) -> None:
         self._record = record
         self._stop = stop
-        workers = spec.config.train.workers
+        self._workers = workers = spec.config.train.workers
         self._limits = Limits(workers.min, workers.max, workers.wait_s)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._fleet = Fleet(spec, source, run_id, lease, self._inbox)
@@ -483,8 +483,10 @@ class Controller:
     def _say_waiting(self, waited_s: float, available: int) -> None:
         """Once for each time that there are too few."""
         if waited_s > _PATIENT_S and not self._said_waiting:
-            missing = self._limits.min - available
-            self._record.say(f"waiting for {missing} worker{'s' if missing > 1 else ''} ({available} ready)")
+            self._record.event(
+                "too few workers", ready=available, least=self._limits.min, room=placement.room(self._workers),
+                left_s=max(0.0, self._limits.wait_s - waited_s),
+            )  # fmt: skip
         self._said_waiting = waited_s > _PATIENT_S
 
     def _tear_down(self) -> None:

@@ -147,6 +147,18 @@ def resources(workers: "Workers") -> dict[str, float]:
     return bundle
 
 
+def room(workers: "Workers") -> int:
+    """For how many workers the nodes of the cluster are large enough, whatever else they hold."""
+    import ray
+
+    needed = {name: much for name, much in resources(workers).items() if much}
+    if not needed:
+        return workers.max
+    totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # A hair more than there is: shares such as 0.1 are not exact.
+    return sum(min(int(total.get(name, 0.0) / much + 1e-6) for name, much in needed.items()) for total in totals)
+
+
 def draining() -> frozenset[str]:
     """Ids of nodes of which Ray was told that they go away.
 

@@ -194,7 +194,8 @@ class _Attempt:
         record.event(
             "run started", run_id=self._run_id, driver_epoch=self._lease.driver_epoch, dataset=self._dataset.digest,
             step=restore.step if restore else 0, steps=total_steps(train.epochs, train.max_steps, an_epoch),
-            steps_per_epoch=an_epoch, workers=train.workers.max, losses=record.totals.losses,
+            steps_per_epoch=an_epoch, workers=train.workers.max, workers_min=train.workers.min,
+            losses=record.totals.losses,
         )  # fmt: skip
         model, goal = self._config.model, self._config.objective
         default = ", the default" if model == configs.ModelConfig() else ""

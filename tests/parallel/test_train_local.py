@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from mltrain import train
+from mltrain.errors import RequestError
 from mltrain.results import read_events
 from mltrain.storage import open_store
 from mltrain.train.checkpoints import stored
@@ -66,6 +67,14 @@ def test_a_killed_driver_takes_its_ray_with_it(root: Path, tmp_path: Path) -> No
         below = [child for child in process.children() if "Agent" not in _name(child)]
         process.send(signal.SIGKILL)
         assert below and not psutil.wait_procs(below, timeout=60)[1]
+
+
+def test_more_workers_than_this_machine_has_room_for_are_refused_before_one_starts(root: Path) -> None:
+    mapping = experiment(root, workers={"min": 2, "max": 3, "cpus": 1000})
+    wanted = r"at least 2 of 1000 CPU each, and Ray on this machine has room for 0; no node ever joins"
+    with pytest.raises(RequestError, match=wanted):
+        train.run(parse(mapping), run_id="large")
+    assert not happened(root, "large", "worker started") and len(happened(root, "large", "run refused")) == 1
 
 
 def _name(process: psutil.Process) -> str:

@@ -207,10 +207,16 @@ def test_a_stop_that_comes_while_the_workers_regroup_makes_a_checkpoint(
     assert weights(root, "regrouping", len(history(root, "regrouping", "train/loss")))
 
 
-def test_too_few_workers_stop_the_run_after_the_wait(root: Path, on_ray: dict[str, Any]) -> None:
+def test_too_few_workers_stop_the_run_after_the_wait(
+    root: Path, on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "_PATIENT_S", 0.1)
+    lines: list[str] = []
     mapping = changed(on_ray, {"min": 1, "max": 1, "cpus": 1000, "wait_s": 1})
     with pytest.raises(StoppedError, match=r"step 0 \(0 of at least 1 workers are ready\), without a checkpoint\."):
-        train.run(parse(mapping), run_id="nowhere")
+        train.run(parse(mapping), run_id="nowhere", progress=lines.append)
+    waiting = [line for line in lines if line.startswith("waiting for 1 more worker (0 of 1 ready) for up to 1 s")]
+    assert [line.partition("; ")[2] for line in waiting] == ["the cluster has room for 0 workers like these only"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -282,7 +288,8 @@ def build(schema, flags, saved):
 def test_an_evaluation_that_a_damaged_checkpoint_took_with_it_is_decided_again(
     root: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
-    mapping = experiment(root, address=ray_cluster, workers=1, epochs=4)
+    rarely = {"every": {"steps": 1_000_000}}
+    mapping = experiment(root, address=ray_cluster, workers=1, epochs=4, checkpoint=rarely)
     saved = root / "runs" / "forgetful" / "checkpoints" / "step-000000076"
     mapping = faulty(mapping, tmp_path, FORGETFUL_MODEL, flags=str(tmp_path), saved=str(saved))
     with drill(mapping, "forgetful") as run:

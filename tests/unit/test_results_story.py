@@ -185,6 +185,17 @@ def test_a_notice_is_told_with_what_follows_from_it() -> None:
     assert said("drain refused", reason="no") == "node 3771c2… should be drained and is not: no"
 
 
+def test_below_the_least_number_of_workers_nobody_goes_on() -> None:
+    begun = [event(0, "run started", step=0, workers=3, workers_min=3), *BEGINNING[1:]]
+    waits = event(48, "too few workers", ready=2, least=3, room=2, left_s=594.9)
+    first, second = said(begun, [lost(42, A, "its connection ended", 1), waits])[1:]
+    assert first.endswith("(its connection ended); 2 are left of at least 3, and training waits")
+    assert second == (
+        "waiting for 1 more worker (2 of 3 ready) for up to 595 s; the cluster has room for 2 workers like these only"
+    )
+    assert said([{**waits, "room": 8}]) == ["waiting for 1 more worker (2 of 3 ready) for up to 595 s"]
+
+
 def test_a_process_that_ended_without_a_word_is_named_by_the_next_attempt() -> None:
     resumed = [
         event(600, "run started", step=100, workers=3),
