@@ -55,6 +55,7 @@ class Ours:
         from mltrain import collectives
 
         self._made = collectives.create(self.name)
+        self._generation = 0
 
     @staticmethod
     def serve(size: int) -> tuple[str, Callable[[], None]]:
@@ -67,7 +68,8 @@ class Ours:
     def join(self, rank: int, size: int, address: str) -> None:
         from mltrain.collectives import Membership
 
-        self._made.join(Membership(1, rank, size, rank, size, 0, 1, "localhost", "lo", address), _PATIENCE_S)
+        self._generation += 1
+        self._made.join(Membership(self._generation, rank, size, rank, size, 0, 1, "localhost", "lo", address), _PATIENCE_S)
 
     def reduce(self) -> None:
         import torch
@@ -77,7 +79,7 @@ class Ours:
         assert tensor[0].item() == self._made.size
 
     def leave(self) -> None:
-        self._made.abort()
+        self._made.abort(self._generation)
         self._made.leave()
 
 

@@ -38,6 +38,8 @@ class DistributedCollectives(abc.ABC):
         self._device = device
         self._membership = Membership()
         self._aborted = threading.Event()
+        self._aborted_through = -1
+        self._lock = threading.Lock()
 
     @property
     def rank(self) -> int:
@@ -48,7 +50,12 @@ class DistributedCollectives(abc.ABC):
         return self._membership.size
 
     def join(self, membership: Membership, deadline_s: float) -> None:
-        self._membership = membership
+        with self._lock:
+            self._membership = membership
+            # Another one: a join that was given up still looks at the old one, and ends by it.
+            self._aborted = threading.Event()
+            if membership.generation <= self._aborted_through:
+                self._aborted.set()
         self._check()
         if membership.size == 1:
             return
@@ -60,9 +67,12 @@ class DistributedCollectives(abc.ABC):
     @abc.abstractmethod
     def leave(self) -> None: ...
 
-    def abort(self) -> None:
-        self._aborted.set()
-        self._cut()
+    def abort(self, generation: int) -> None:
+        with self._lock:
+            self._aborted_through = max(self._aborted_through, generation)
+            if self._membership.generation <= generation:
+                self._aborted.set()
+                self._cut()
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Handle:
         self._check()

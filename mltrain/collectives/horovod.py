@@ -42,7 +42,6 @@ class HorovodCollectives(DistributedCollectives):
             if failure is not None:
                 raise CollectiveAborted(f"could not leave generation {self._membership.generation}: {failure}")
         self._initialised = False
-        self._aborted.clear()
 
     def _form(self, membership: Membership, deadline_s: float) -> Exception | None:
         self._initialised = True

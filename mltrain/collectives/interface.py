@@ -74,10 +74,11 @@ class Collectives(Protocol):
     def leave(self) -> None:
         """Ends this rank's part in the generation, after success or failure. Idempotent; ends within seconds."""
 
-    def abort(self) -> None:
-        """Fails what this rank is waiting for, now. May be called from any thread, at any time, more than once.
+    def abort(self, generation: int) -> None:
+        """Fails what this rank is waiting for in a generation up to this one, now.
 
-        The effect lasts until ``leave``; a ``join`` under way or still to come in this generation fails too.
+        May be called from any thread, at any time, more than once. A ``join`` of such a generation, under way or still
+        to come, fails too. A later generation is untouched: an abort may come late.
         """
 
     def allreduce_sum(self, tensor: "Tensor", name: str) -> Handle:

@@ -26,18 +26,20 @@ class LocalCollectives:
 
     def __init__(self) -> None:
         self.waiting = Waiting()
-        self._aborted = False
+        self._generation = 0
+        self._aborted_through = -1
 
     def join(self, membership: Membership, deadline_s: float) -> None:
         if membership.size != 1:
             raise ValueError(f"local collectives have one rank, not {membership.size}")
+        self._generation = membership.generation
         self._check()
 
     def leave(self) -> None:
-        self._aborted = False
+        """There is nobody to leave."""
 
-    def abort(self) -> None:
-        self._aborted = True
+    def abort(self, generation: int) -> None:
+        self._aborted_through = max(self._aborted_through, generation)
 
     def allreduce_sum(self, tensor: "Tensor", name: str) -> Handle:
         self._check()
@@ -51,5 +53,5 @@ class LocalCollectives:
         return [tensor]
 
     def _check(self) -> None:
-        if self._aborted:
-            raise CollectiveAborted("aborted")
+        if self._generation <= self._aborted_through:
+            raise CollectiveAborted(f"generation {self._generation} was aborted")

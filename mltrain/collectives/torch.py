@@ -49,8 +49,6 @@ class TorchCollectives(DistributedCollectives):
             threading.Thread(target=group.shutdown, name="process group", daemon=True).start()
         self._connections.close()
         self._connections = _Connections()
-        # Another one: a join that was given up still looks at the old one, and ends by it.
-        self._aborted = threading.Event()
 
     def _form(self, membership: Membership, deadline_s: float) -> Exception | None:
         formed = InThread(functools.partial(self._make, membership, deadline_s, self._aborted), "join")

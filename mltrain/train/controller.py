@@ -419,7 +419,8 @@ class Controller:
     def _end_generation(self, running: Running) -> None:
         running.server.close()
         self._running = None
-        self._record.event("generation ended", generation=running.generation.number)
+        reasons = sorted({outcome.reason for outcome in running.outcomes.values() if outcome is not None})
+        self._record.event("generation ended", generation=running.generation.number, reasons=reasons)
         for member in self._fleet.members.values():
             if member.state is WorkerState.JOINED:
                 member.state = WorkerState.READY

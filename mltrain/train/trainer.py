@@ -110,7 +110,7 @@ class Trainer:
             self._collectives.leave()
             return dataclasses.replace(outcome, timings=timings)
         except CollectiveAborted as error:
-            self._abandon()
+            self._abandon(membership)
             return Outcome(Ending.ABORTED, self.replica.progress, reason=str(error), timings=timings)
         except _RestoreFailed as damaged:
             return Outcome(Ending.DAMAGED, self.replica.progress, damaged.error, reason=str(damaged.error))
@@ -118,7 +118,7 @@ class Trainer:
             if isinstance(error, torch.AcceleratorError):
                 self._control.broken()
             outcome = failure(error, self.replica.progress)
-            self._abandon()
+            self._abandon(membership)
             return outcome
 
     def close(self) -> None:
@@ -295,9 +295,9 @@ class Trainer:
         self._writer.save(replica.step, place, replica.tensors(), head, self._control.check)
         self._owed = False
 
-    def _abandon(self) -> None:
+    def _abandon(self, membership: Membership) -> None:
         """Leaves a generation that failed here, or that was aborted."""
-        self._collectives.abort()
+        self._collectives.abort(membership.generation)
         self._collectives.leave()
 
     def _make_loader(self, split: str, batch: int, *, shuffle: bool) -> Loader:

@@ -155,8 +155,8 @@ class RemoteControl:
                 self._stop |= kind == "stop"
                 self._checkpoint |= kind in ("checkpoint", "stop") and bool(message.get("checkpoint", True))
             self._changed.notify_all()
-        if kind == "abort" and generation >= self._generation and self._collectives is not None:
-            self._collectives.abort()
+        if kind == "abort" and self._collectives is not None:
+            self._collectives.abort(generation)
 
     def _flush(self) -> None:
         with self._rows_lock:
@@ -170,7 +170,7 @@ class RemoteControl:
             self._aborted_through = self._generation
             self._changed.notify_all()
         if self._collectives is not None:
-            self._collectives.abort()
+            self._collectives.abort(self._generation)
         time.sleep(_LAST_WORDS_S)
         os._exit(1)
 

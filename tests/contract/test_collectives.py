@@ -154,10 +154,10 @@ def _wait_for_transfers(sender: Rank) -> None:
     wait_until(lambda: sender.bytes_written() > begun + 4 * MANY, 30.0, "transfer")
 
 
-def _assert_abort_frees(rank: Rank, call: int) -> None:
+def _assert_abort_frees(rank: Rank, call: int, generation: int) -> None:
     """The goal is 0.1 s; the bound is for a machine that does much else."""
     began = time.monotonic()
-    rank.call("abort")
+    rank.call("abort", generation)
     with pytest.raises(CollectiveAborted):
         rank.receive(call)
     rank.call(_leave)
@@ -207,13 +207,13 @@ class TestLocal(CollectivesContract):
     name = "local"
     size = 1
 
-    def test_an_aborted_generation_refuses_operations_until_it_is_left(self) -> None:
+    def test_an_aborted_generation_refuses_operations_and_the_next_does_not(self) -> None:
         made = LocalCollectives()
-        made.join(Membership(), 1.0)
-        made.abort()
+        made.join(Membership(1), 1.0)
+        made.abort(1)
         with pytest.raises(CollectiveAborted):
             made.gather(torch.ones(1))
-        made.leave()
+        made.join(Membership(2), 1.0)
         assert made.gather(torch.ones(1))[0].item() == 1.0
 
 
@@ -230,7 +230,7 @@ class DistributedContract(CollectivesContract):
         ranks.formed(ranks.all)
         waiting = ranks.all[1].send(_wait_for_ever)
         for rank in ranks.all:
-            rank.call("abort")
+            rank.call("abort", ranks.generation)
         with pytest.raises(CollectiveAborted):
             ranks.all[1].receive(waiting)
         Ranks.each(ranks.all, _leave)
@@ -239,11 +239,31 @@ class DistributedContract(CollectivesContract):
         members = ranks.all[:2]
         calls = ranks.form(members, deadline_s=60.0, size=3)
         for member in members:
-            member.call("abort")
+            member.call("abort", ranks.generation)
         for member, call in zip(members, calls, strict=True):
             with pytest.raises(CollectiveAborted):
                 member.receive(call)
         Ranks.each(members, _leave)
+
+    def test_an_abort_that_comes_late_leaves_the_next_generation_alone(self, ranks: Ranks) -> None:
+        ranks.formed(ranks.all)
+        ranks.all[0].call("abort", ranks.generation)
+        Ranks.each(ranks.all, _leave)
+        ranks.all[0].call("abort", ranks.generation)
+        ranks.formed(ranks.all)
+        ranks.all[0].call("abort", ranks.generation - 1)
+        assert Ranks.each(ranks.all, _sum, 1000) == [True] * self.size
+        Ranks.each(ranks.all, _leave)
+
+    def test_an_abort_that_comes_early_refuses_the_generation_and_not_the_next(self, ranks: Ranks) -> None:
+        rank = ranks.all[0]
+        rank.call("abort", ranks.generation + 1)
+        (call,) = ranks.form([rank], deadline_s=_LONG_S, size=2)
+        with pytest.raises(CollectiveAborted):
+            rank.receive(call)
+        ranks.formed(ranks.all)
+        assert Ranks.each(ranks.all, _sum, 1000) == [True] * self.size
+        Ranks.each(ranks.all, _leave)
 
     def test_joining_without_a_peer_ends_at_the_deadline(self, ranks: Ranks) -> None:
         call = ranks.form(ranks.all[:1], deadline_s=1.0, size=2)[0]
@@ -257,7 +277,7 @@ class DistributedContract(CollectivesContract):
         survivors = [ranks.all[0], ranks.all[2]]
         ranks.replace(1)
         for rank in survivors:
-            rank.call("abort")
+            rank.call("abort", ranks.generation)
         for rank, call in zip(survivors, [calls[0], calls[2]], strict=True):
             with pytest.raises(CollectiveAborted):
                 rank.receive(call)
@@ -268,10 +288,11 @@ class DistributedContract(CollectivesContract):
 
     def test_abort_frees_a_rank_whose_rendezvous_does_not_answer(self, ranks: Ranks) -> None:
         rank = ranks.all[0]
+        ranks.generation += 1
         with _silent_port() as port:
-            call = rank.send(_join, Membership(1, 0, 2, rendezvous=f"127.0.0.1:{port}", interface="lo"), _LONG_S)
+            call = rank.send(_join, Membership(ranks.generation, 0, 2, rendezvous=f"127.0.0.1:{port}", interface="lo"), _LONG_S)
             wait_until(lambda: rank.connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
-            _assert_abort_frees(rank, call)
+            _assert_abort_frees(rank, call, ranks.generation)
 
     def test_forming_again_and_again_keeps_no_threads_or_files(self, ranks: Ranks) -> None:
         members = ranks.all[:2]
@@ -294,7 +315,7 @@ class TestHorovod(DistributedContract):
         with _silent_port() as port:
             _pretend_to_be_rank_1(ranks.rendezvous, port)
             wait_until(lambda: ranks.all[0].connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
-            _assert_abort_frees(ranks.all[0], call)
+            _assert_abort_frees(ranks.all[0], call, ranks.generation)
 
     @pytest.mark.parametrize("root", [0, 1], ids=["sending", "receiving"])
     def test_abort_frees_a_rank_in_the_middle_of_a_transfer(self, ranks: Ranks, root: int) -> None:
@@ -306,10 +327,10 @@ class TestHorovod(DistributedContract):
             _wait_for_transfers(members[root])
             members[1].signal(signal.SIGSTOP)
             try:
-                _assert_abort_frees(members[0], calls[0])
+                _assert_abort_frees(members[0], calls[0], ranks.generation)
             finally:
                 members[1].signal(signal.SIGCONT)
-            _assert_abort_frees(members[1], calls[1])
+            _assert_abort_frees(members[1], calls[1], ranks.generation)
 
     def test_ranks_within_and_across_nodes_are_those_of_the_membership(self, ranks: Ranks) -> None:
         Ranks.gather(ranks.all, ranks.form(ranks.all))

@@ -40,7 +40,7 @@ def _serve(name: str, pipe: Connection) -> None:
         while (task := pipe.recv()) is not None:
             number, function, arguments = task
             if function == "abort":
-                made.abort()
+                made.abort(*arguments)
                 reply(number, None)
             else:
                 main.submit(run, number, function, arguments)
