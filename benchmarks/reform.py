@@ -69,7 +69,8 @@ class Ours:
         from mltrain.collectives import Membership
 
         self._generation += 1
-        self._made.join(Membership(self._generation, rank, size, rank, size, 0, 1, "localhost", "lo", address), _PATIENCE_S)
+        place = Membership(self._generation, rank, size, rank, size, 0, 1, "localhost", "lo", address)
+        self._made.join(place, _PATIENCE_S)
 
     def reduce(self) -> None:
         import torch

@@ -288,8 +288,8 @@ class Story:
 
     def _delayed(self, event: Event) -> str:
         return self._say(
-            f"the checkpoint after step {event['waiting_for']} is on its way to storage for {event['since_s']:.1f} s: the "
-            "next one, which is due, waits for it"
+            f"the checkpoint after step {event['waiting_for']} is on its way to storage for {event['since_s']:.1f} s: "
+            "the next one, which is due, waits for it"
         )
 
     def _sum_up(self) -> None:

@@ -95,8 +95,9 @@ def _too_small(workers: "Workers") -> RequestError | None:
         return None
     each = " and ".join(f"{much:g} {name}" for name, much in resources(workers).items())
     return RequestError(
-        f"train.workers wants at least {workers.min} of {each} each, and Ray on this machine has room for {there}; no node "
-        "ever joins a Ray of the run's own. Use fewer or smaller workers, or join a larger cluster (cluster.address)."
+        f"train.workers wants at least {workers.min} of {each} each, and Ray on this machine has room for {there}; no "
+        "node ever joins a Ray of the run's own. Use fewer or smaller workers, or join a larger cluster "
+        "(cluster.address)."
     )
 
 

@@ -290,7 +290,8 @@ class DistributedContract(CollectivesContract):
         rank = ranks.all[0]
         ranks.generation += 1
         with _silent_port() as port:
-            call = rank.send(_join, Membership(ranks.generation, 0, 2, rendezvous=f"127.0.0.1:{port}", interface="lo"), _LONG_S)
+            place = Membership(ranks.generation, 0, 2, rendezvous=f"127.0.0.1:{port}", interface="lo")
+            call = rank.send(_join, place, _LONG_S)
             wait_until(lambda: rank.connections(psutil.CONN_SYN_SENT), 30.0, "connection under way")
             _assert_abort_frees(rank, call, ranks.generation)
 

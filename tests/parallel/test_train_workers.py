@@ -245,7 +245,7 @@ def test_an_evaluation_survives_the_loss_of_a_rank_before_its_checkpoint(
     assert history(tmp_path, "pair", "train/samples") == history(tmp_path, "alone", "train/samples")
 
 
-# A model whose process, once the checkpoint of step 76 is there, damages that and ends; and later ends before that step.
+# A model whose process damages the checkpoint of step 76, once that is there, and ends; and later ends before step 76.
 FORGETFUL_MODEL = """
 import os, signal, time
 from pathlib import Path
