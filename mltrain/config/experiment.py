@@ -157,7 +157,7 @@ class Workers(Strict):
 
     min: NaturalInt = 0
     """Below this the run waits."""
-    max: NaturalInt = 0
+    max: Annotated[NaturalInt, Field(le=10_000)] = 0
     """More are not used."""
     cpus: NaturalFloat = 1.0
     """CPUs of each worker."""
@@ -200,9 +200,9 @@ class CheckpointConfig(Strict):
 class Heartbeat(Strict):
     """How a worker that went silent is noticed: after `interval_s` x `misses`."""
 
-    interval_s: PositiveFloat = 0.5
+    interval_s: Annotated[float, Field(ge=0.01, le=60, allow_inf_nan=False)] = 0.5
     """Seconds between two signs of life."""
-    misses: PositiveInt = 4
+    misses: Annotated[PositiveInt, Field(le=1000)] = 4
     """So many missing ones mean that the worker is lost."""
 
 

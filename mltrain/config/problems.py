@@ -27,6 +27,9 @@ def config_error(error: ValidationError, source: Source, model: type[BaseModel])
     """One error for all that is wrong."""
     found: dict[Keys, list[Any]] = {}
     for detail in error.errors(include_url=False):
+        if isinstance(detail["input"], dict) and _is_alternative(detail["loc"][-1:], "literal"):
+            # Who writes a mapping where a word may stand too has not mistyped the word.
+            continue
         cause = detail.get("ctx", {}).get("error")
         below = cause.keys if isinstance(cause, KeyedValueError) else ()
         found.setdefault((*_keys(detail["loc"], source.data), *below), []).append(detail)
@@ -43,9 +46,14 @@ def _keys(loc: tuple[str | int, ...], data: Any) -> Keys:
         if is_key or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             keys.append(part)
             data = data[part]
-        elif isinstance(data, dict) and index == len(loc) - 1:
+        elif isinstance(data, dict) and index == len(loc) - 1 and not _is_alternative((part,)):
             keys.append(part)  # what is missing
     return tuple(keys)
+
+
+def _is_alternative(loc: tuple[str | int, ...], kind: str = "") -> bool:
+    """Whether the last of ``loc`` is the name of a union's member, such as ``literal['auto']``, and no key."""
+    return any(isinstance(part, str) and part.startswith(kind) and part.endswith("]") for part in loc)
 
 
 def _line(keys: Keys, details: list[Any], source: Source, model: type[BaseModel]) -> str:
@@ -94,6 +102,7 @@ _WANTED = {
 }
 # Models that a file may write as something else than a mapping.
 _SHORT_FORMS = {
+    "CheckpointEvery": "a mapping with steps or seconds",
     "Workers": "a whole number, or a mapping with min and max",
     "Notices": "the name of a source, or a mapping with source and address",
 }

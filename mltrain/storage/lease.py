@@ -99,7 +99,7 @@ class Lease:
         self._holder = holder
         self._e_tag = e_tag
         self._content: dict[str, Any] = {}
-        self._confirmed = _now()
+        self._confirmed = self._watched = _now()
         self._lost: str | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -144,6 +144,16 @@ class Lease:
             self._put(released=False)
         if self._lost is not None:
             raise LostError(self._lost)
+
+    def watch(self) -> None:
+        """Called often, by whoever acts as the holder: asks storage only where this process was paused meanwhile.
+
+        Raises:
+            LostError: somebody else has taken the lease.
+        """
+        before, self._watched = self._watched, _now()
+        if self._lost is not None or self._watched - before > EXPIRES_S - RENEW_S:
+            self.check()
 
     def renew(self) -> None:
         """Renews now, and so learns whether the lease is still held.

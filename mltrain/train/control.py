@@ -119,7 +119,7 @@ class Outcome:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def failure(error: Exception, step: int) -> Outcome:
+def failure(error: BaseException, step: int) -> Outcome:
     """What a worker returns when ``error`` was raised in it. Called where the error is handled.
 
     Args:

@@ -76,6 +76,7 @@ class Controller:
         """Trains to the end or to a stop."""
         try:
             while True:
+                self._record.watch()
                 self._take_events()
                 self._watch()
                 outcome = self._failure or self._finished_generation() or self._stopping()

@@ -12,6 +12,7 @@ from mltrain.train.record import RunRecord
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
 from mltrain.train.trainer import Trainer
+from mltrain.train.usercode import RAISED
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class _Direct:
         )
 
     def check(self) -> None:
+        self._record.watch()
         while not self._messages.empty():
             self._record.handle(self._messages.get())
 
@@ -60,7 +62,7 @@ def train(spec: Spec, record: RunRecord, stop: StopRequest) -> Outcome:
     try:
         try:
             trainer = Trainer(spec, control, LocalCollectives())
-        except Exception as error:  # user code may raise anything
+        except RAISED as error:
             return failure(error, -1)
         return _generations(trainer, control, record)
     finally:

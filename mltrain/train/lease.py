@@ -18,6 +18,10 @@ class LeaseHeldError(RequestError):
     """Another process holds the run."""
 
 
+class LeaseLostError(TrainingError):
+    """Another process has taken the run."""
+
+
 class Lease:
     """Held from `acquire` to `release`; renewed in the background.
 
@@ -52,16 +56,25 @@ class Lease:
         """Before anything is written that only the holder may write.
 
         Raises:
-            TrainingError: another controller has taken the run.
+            LeaseLostError: another controller has taken the run.
         """
         with self._lost():
             self._lease.check()
+
+    def watch(self) -> None:
+        """As `check`, and cheap enough for every turn of a loop.
+
+        Raises:
+            LeaseLostError: another controller has taken the run.
+        """
+        with self._lost():
+            self._lease.watch()
 
     def renew(self) -> None:
         """Renews now, and so learns whether the run is still held.
 
         Raises:
-            TrainingError: another controller has taken the run.
+            LeaseLostError: another controller has taken the run.
         """
         with self._lost():
             self._lease.renew()
@@ -75,6 +88,6 @@ class Lease:
         try:
             yield
         except leases.LostError as error:
-            raise TrainingError(
+            raise LeaseLostError(
                 f"Another controller has taken this run ({self._run.join(LEASE)}); this one writes nothing more."
             ) from error

@@ -85,6 +85,14 @@ class RunRecord:
         self._leading: float | None = None
         self.metrics: dict[str, float] = {}
 
+    def watch(self) -> None:
+        """Called in every turn of the controller's loop, before anything is done or told.
+
+        Raises:
+            LeaseLostError: another controller has taken the run while this one was paused.
+        """
+        self._lease.watch()
+
     def event(self, kind: str, /, **fields: Any) -> None:
         """Records that something happened."""
         self._log.event(kind, **fields)

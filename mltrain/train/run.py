@@ -18,7 +18,7 @@ from mltrain.storage import Store, open_store
 from mltrain.storage.lease import EXPIRES_S
 from mltrain.train import checkpoints, identity
 from mltrain.train.control import Ending, Outcome, ReportFunction, Verdict
-from mltrain.train.lease import Lease, LeaseHeldError
+from mltrain.train.lease import Lease, LeaseHeldError, LeaseLostError
 from mltrain.train.record import Identity, RunRecord, manifest_digest, refuse_foreign
 from mltrain.train.result import Result
 from mltrain.train.signals import StopRequest
@@ -237,6 +237,9 @@ class _Attempt:
 
     def _failed(self, record: RunRecord, log: RunLog, error: MltrainError) -> None:
         """Records a failure. That this fails too, on a full disk for instance, must not hide what failed first."""
+        if isinstance(error, LeaseLostError):
+            # The run goes on elsewhere: nothing happened to it.
+            return
         record.event("run failed", error=str(error))
         try:
             self._conclude(record, log, "failed", record.recorded, error=str(error))

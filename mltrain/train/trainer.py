@@ -22,7 +22,7 @@ from mltrain.train.reducer import Reducer
 from mltrain.train.replica import Replica
 from mltrain.train.spec import Spec, Task, check_objective, evaluation_split, total_steps
 from mltrain.train.step import Recipe, StepResult, micro_batches, seed_all, train_step
-from mltrain.train.usercode import build
+from mltrain.train.usercode import RAISED, build
 from mltrain.train.writer import PartWriter, Place
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Trainer:
             return Outcome(Ending.ABORTED, self.replica.progress, reason=str(error), timings=timings)
         except _RestoreFailed as damaged:
             return Outcome(Ending.DAMAGED, self.replica.progress, damaged.error, reason=str(damaged.error))
-        except Exception as error:  # user code may raise anything; the controller reports it
+        except RAISED as error:  # the controller reports it
             if isinstance(error, torch.AcceleratorError):
                 self._control.broken()
             outcome = failure(error, self.replica.progress)

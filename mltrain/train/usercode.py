@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mltrain.storage import Store
 
 Factory = Callable[..., "nn.Module"]
+# What user code raises is its failure, `sys.exit` too; an interrupt comes from outside.
+RAISED = (Exception, SystemExit, GeneratorExit)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Shipped:
         sys.modules[name] = module
         try:
             exec(compile(source, path, "exec"), module.__dict__)
-        except Exception as error:
+        except RAISED as error:
             del sys.modules[name]
             raise TrainingError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
         return module
@@ -205,7 +207,7 @@ def build(shipped: Shipped, schema: Any, args: dict[str, Any]) -> "nn.Module":
         model = factory(schema, **args)
     except MltrainError:
         raise
-    except Exception as error:
+    except RAISED as error:
         said = str(error).strip() or ("out of memory" if isinstance(error, MemoryError) else "no message")
         raise TrainingError(
             f"{shipped.name} cannot build the model with these model.args: {type(error).__name__}: {said}"

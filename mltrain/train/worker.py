@@ -194,6 +194,7 @@ class Worker:
 
         from mltrain import collectives, spot
         from mltrain.train.trainer import Trainer
+        from mltrain.train.usercode import RAISED
 
         self._agent = spot.watch(spec.config.cluster.notices, self._control.notice)
         torch.set_num_threads(max(1, int(cpus)))
@@ -202,7 +203,7 @@ class Worker:
             made = collectives.create(spec.config.train.collectives, device=spec.device)
             self._control.use(made)
             self._trainer = Trainer(spec, self._control, made)
-        except Exception as error:  # user code may raise anything; the controller reports it
+        except RAISED as error:  # the controller reports it
             return _with_output(failure(error, -1))
         address = ray.util.get_node_ip_address()
         return {

@@ -206,6 +206,7 @@ def test_a_controller_whose_run_was_taken_does_not_end_it(root: Path) -> None:
         train.run(parse(experiment(root, epochs=1)), run_id="taken", report=report)
     with pytest.raises(NotFoundError):
         train.load(str(root), "taken")
+    assert "run failed" not in [event["event"] for event in read_events(open_store(root), "taken")]
 
 
 def test_a_user_mistake_is_one_line_with_its_traceback_in_a_file(root: Path, tmp_path: Path) -> None:
@@ -216,6 +217,13 @@ def test_a_user_mistake_is_one_line_with_its_traceback_in_a_file(root: Path, tmp
     log = open_store(root).sub("runs/mistake").get("logs/error-001.txt").decode()
     assert 'raise ValueError("the user\'s own mistake")' in log
     assert train.load(str(root), "mistake").status == "failed"
+
+
+def test_a_model_that_exits_fails_its_run_and_not_the_process(root: Path, tmp_path: Path) -> None:
+    mapping = faulty(experiment(root), tmp_path, at=[0, 3], what="exit")
+    with pytest.raises(TrainingError, match=r"SystemExit: 0 \(step 3; traceback: "):
+        train.run(parse(mapping), run_id="exit")
+    assert train.load(str(root), "exit").status == "failed"
 
 
 def test_a_full_disk_ends_a_run_with_the_part_that_could_not_be_written(root: Path, tmp_path: Path) -> None:

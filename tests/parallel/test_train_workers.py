@@ -13,10 +13,12 @@ from mltrain import results, train
 from mltrain.config import ClusterConfig
 from mltrain.errors import RequestError, StoppedError, StorageError, TrainingError
 from mltrain.results import read_events, read_metrics
+from mltrain.storage import lease as leases
 from mltrain.storage import open_store
+from mltrain.storage.lease import fence
 from mltrain.train import cluster, controller
 from tests.support.datasets import Features, make_dataset
-from tests.support.drill import drill
+from tests.support.drill import drill, paced
 from tests.support.processes import wait_until
 from tests.support.training import MEASURED_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
 
@@ -158,6 +160,24 @@ def test_a_run_that_fails_keeps_the_checkpoint_on_its_way_the_traceback_and_what
     assert float(weights(root, "mistake", 10)["model.ballast"].sum()) == 0.0
     result = train.load(str(root), "mistake")
     assert result.status == "failed" and result.best_step == 10
+
+
+def test_a_model_that_exits_on_a_worker_fails_the_run(root: Path, on_ray: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=r"SystemExit: 0 \(step 10; traceback: "):
+        train.run(parse(changed(on_ray, 1, at=[0, 10], what="exit")), run_id="exit")
+
+
+def test_a_controller_whose_run_was_taken_lets_go_of_it(
+    root: Path, ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEW_S", 0.2)
+    mapping = paced(root, ray_cluster, tmp_path, {"min": 1, "max": 1})
+    with drill(mapping, "taken") as run:
+        run.until_step(0, 5)
+        fence(open_store(root).sub("runs/taken"), "lease.json")
+        run.join()
+    assert "Another controller has taken this run" in str(run.error)
+    assert not run.events("run failed") and not run.events("worker lost")
 
 
 def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_where_they_printed(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mltrain.errors import DamagedError
+from mltrain.storage import lease as leases
 from mltrain.storage import open_store
 from mltrain.storage.lease import EXPIRES_S, HeldError, Lease, LostError, fence, read_holder
 
@@ -49,6 +50,21 @@ def test_a_fenced_holder_cannot_renew(tmp_path: Path) -> None:
     lease.release()
     holder, _ = read_holder(store, "lease.json")
     assert holder is not None and holder.released
+
+
+def test_a_holder_that_was_paused_asks_before_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path)
+    held = Lease.acquire(store, "lease.json")
+    fence(store, "lease.json")
+    held.watch()  # it cannot know yet, and asks nobody
+    now = leases._now()
+    monkeypatch.setattr(leases, "_now", lambda: now + EXPIRES_S + 1)
+    with pytest.raises(LostError, match="taken by another process"):
+        held.watch()
+    monkeypatch.undo()
+    with pytest.raises(LostError):
+        held.watch()
+    held.release()
 
 
 def test_what_is_recorded_stands_beside_the_lease_and_stays_alone_when_it_is_released(tmp_path: Path) -> None:
