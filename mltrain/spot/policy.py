@@ -1,8 +1,8 @@
 """What a notice means for a node: a pure function of what stands.
 
 Ray has no way back from a drain, and a notice may be cancelled. Leaving takes the training a step and a second, so a
-node is drained when the time that is left is about what a cloud's shortest useful notice gives anyway, and not before:
-what is cancelled earlier has cost nothing, and until then the node trains.
+node is drained when little time is left, and not before: what is cancelled earlier has cost nothing, and until then the
+node trains.
 """
 
 import enum
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from mltrain.spot.notice import Kind, Notice
 
-# EC2's two minutes, and some for clocks that differ.
-LEAD_S = 150.0
+# Twice the half minute that clouds give at least: for slow steps, a last checkpoint, and clocks that differ.
+LEAD_S = 60.0
 
 
 class Action(enum.Enum):

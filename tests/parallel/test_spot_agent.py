@@ -69,7 +69,7 @@ def metadata() -> Iterator[Metadata]:
 
 def test_an_interruption_drains_the_node_once(node: Node, metadata: Metadata) -> None:
     node.listen(Aws(metadata.address))
-    at = int(time.time()) + 120
+    at = int(time.time() + LEAD_S) - 10
     metadata.interrupt(at)
     kind, fields = node.next()
     assert (kind, fields["action"], fields["deadline"]) == ("notice", "drain", at)
@@ -110,7 +110,7 @@ def test_a_source_that_is_away_is_named_once_and_asked_again(node: Node, metadat
     node.listen(Aws(metadata.address), File(str(notice)))
     kind, fields = node.next()
     assert (kind, fields["source"]) == ("notices unavailable", "aws") and "HTTP 503" in fields["reason"]
-    metadata.interrupt(time.time() + 120)
+    metadata.interrupt(time.time() + LEAD_S - 10)
     metadata.broken = None
     assert node.next()[0] == "notice"
     assert node.next()[0] == "node drained"

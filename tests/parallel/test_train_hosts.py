@@ -10,6 +10,7 @@ import pytest
 
 from mltrain.errors import StoppedError
 from mltrain.results import read_metrics
+from mltrain.spot import LEAD_S
 from mltrain.storage import open_store
 from mltrain.train import pulses
 from tests.support.datasets import make_dataset
@@ -154,7 +155,7 @@ def test_a_clouds_notice_drains_the_host_and_the_run_leaves_it_without_losing_a_
             run.until("training", generation=1)
             run.until_step(0, 10)
             leaving = intact["h2"]
-            node, at = leaving.node_id, int(time.time()) + 120
+            node, at = leaving.node_id, int(time.time() + LEAD_S) - 10
             metadata.interrupt(at, leaving.address)
             notice = run.until("notice")
             assert (notice["node"], notice["deadline"], notice["action"]) == (node, at, "drain")

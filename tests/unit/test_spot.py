@@ -25,7 +25,7 @@ def notice(in_s: float | None = None, kind: Kind = Kind.LEAVING, id: str = "a") 
         ([notice(kind=Kind.RISK)], Action.STAY),
         ([notice(600, Kind.PAUSE)], Action.STAY),
         ([notice()], Action.DRAIN),
-        ([notice(120)], Action.DRAIN),
+        ([notice(30)], Action.DRAIN),
         ([notice(-5)], Action.DRAIN),
         ([notice(LEAD_S)], Action.DRAIN),
         ([notice(LEAD_S + 1)], Action.WAIT),
