@@ -111,8 +111,10 @@ class NodeCache:
     def _touch(self, target: Path, size_bytes: int) -> bool:
         """Whether the file is there, whole in length; marks it as just used."""
         try:
-            if target.stat().st_size == size_bytes:
-                os.utime(target)
+            stat = target.stat()
+            if stat.st_size == size_bytes:
+                # Not the time of change too: by that a process knows that it has hashed the file.
+                os.utime(target, ns=(time.time_ns(), stat.st_mtime_ns))
                 return True
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -217,7 +219,7 @@ class NodeCache:
                     if file.name.endswith((".arrow", ".lock")):
                         with contextlib.suppress(FileNotFoundError):  # renamed or removed since it was listed
                             stat = file.stat()
-                            found.append((Path(file.path), stat.st_size, stat.st_mtime))
+                            found.append((Path(file.path), stat.st_size, stat.st_atime))
         return found
 
     def _download(self, store: Store, path: str, blob: str, size_bytes: int, claim: int) -> None:
