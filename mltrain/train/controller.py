@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mltrain.collectives import Membership, RendezvousServer
 from mltrain.errors import MltrainError, TrainingError
-from mltrain.train import membership, placement
+from mltrain.train import market, membership, placement
 from mltrain.train.control import Ending, Outcome, Row, Verdict
 from mltrain.train.fleet import Fleet, Member, Returned
 from mltrain.train.membership import Action, Generation, Limits, Plan, WorkerState
@@ -27,6 +27,9 @@ _LOG = logging.getLogger(__name__)
 _TICK_S = 0.1
 # Workers that are not there after so long are worth a line.
 _PATIENT_S = 5.0
+# So long those who wait to join, or whose node is to be left, wait for a checkpoint that is on its way to storage: all
+# ranks would stand still until it is there.
+_JOINS_LATER_S, _LEAVES_LATER_S = 60.0, 10.0
 # Workers that died one after another, not at once, before they were ready: starting more does not mend what is wrong.
 _FAILED_STARTS = 5
 # Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
@@ -52,6 +55,7 @@ class Controller:
         self._record = record
         self._stop = stop
         self._workers = workers = spec.config.train.workers
+        self._market = spec.config.cluster.market
         self._limits = Limits(workers.min, workers.max, workers.wait_s)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._fleet = Fleet(spec, source, run_id, lease, self._inbox)
@@ -63,6 +67,7 @@ class Controller:
         self._barren = Streak()
         self._vigil = Vigil(self._fleet, record)
         self._short_since: float | None = None
+        self._regroups_since: float | None = None
         self._said_waiting = False
         self._lost_at: float | None = None
         self._void_steps = 0
@@ -208,7 +213,7 @@ class Controller:
             self._release(self._fleet.members[worker])
         if plan.action is Action.SHRINK:
             self._interrupt()
-        elif plan.action is Action.REGROUP:
+        elif plan.action is Action.REGROUP and not self._regroups_later():
             self._ask_to_stop(checkpoint=self._nobody_stays())
         elif plan.action is Action.FORM and not self._state_may_turn_up():
             self._form(plan.members, plan.reason)
@@ -218,11 +223,24 @@ class Controller:
             self._ask_for_checkpoint(self._running)
         return None
 
+    def _regroups_later(self) -> bool:
+        """Whether a checkpoint on its way to storage goes first, while the generation trains on."""
+        now = time.monotonic()
+        if self._regroups_since is None:
+            self._regroups_since = now
+        longest_s = _LEAVES_LATER_S if self._leaving() else _JOINS_LATER_S
+        return self._record.saving and not self._nobody_stays() and now - self._regroups_since < longest_s
+
     def _nobody_stays(self) -> bool:
         """Whether all that hold the run's state are about to go away."""
         assert self._running is not None
-        leaving = {status.id for status in self._fleet.statuses() if status.draining}
-        return leaving.issuperset(self._running.generation.members)
+        return self._leaving().issuperset(self._running.generation.members)
+
+    def _leaving(self) -> set[str]:
+        assert self._running is not None
+        return {status.id for status in self._fleet.statuses() if status.draining}.intersection(
+            self._running.generation.members
+        )
 
     def _save_before(self, leaving: tuple[str, ...]) -> bool:
         """What only workers hold that are about to go away is saved first."""
@@ -320,6 +338,7 @@ class Controller:
 
     def _form(self, members: tuple[str, ...], reason: str, *, halt: bool = False) -> None:
         held, latest = self._holders(), self._generations
+        self._regroups_since = None
         holders = {member.id for member in held}
         self._generations += 1
         number = self._generations
@@ -429,7 +448,10 @@ class Controller:
 
     def _start_workers(self, count: int) -> None:
         for member in self._fleet.want(count):
-            self._record.event("worker started", worker=member.id, node=member.slot.node)
+            slot = member.slot
+            self._record.event(
+                "worker started", worker=member.id, node=slot.node, market=slot.market, stand_in=slot.stand_in
+            )
 
     def _release(self, member: Member) -> None:
         self._record.event("worker released", worker=member.id)
@@ -486,7 +508,8 @@ class Controller:
         """Once for each time that there are too few."""
         if waited_s > _PATIENT_S and not self._said_waiting:
             self._record.event(
-                "too few workers", ready=available, least=self._limits.min, room=placement.room(self._workers),
+                "too few workers", ready=available, least=self._limits.min,
+                room=placement.room(self._workers, self._market), nodes=market.described(self._market),
                 left_s=max(0.0, self._limits.wait_s - waited_s),
             )  # fmt: skip
         self._said_waiting = waited_s > _PATIENT_S

@@ -143,6 +143,11 @@ class RunRecord:
         """The newest checkpoint."""
         return self._shelf.newest
 
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is on its way to storage."""
+        return self._shelf.under_way() is not None
+
     def row(self, row: Row) -> None:
         """Metrics of a step."""
         self.recorded = max(self.recorded, row.step)

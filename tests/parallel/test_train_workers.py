@@ -18,9 +18,9 @@ from mltrain.storage import open_store
 from mltrain.storage.lease import fence
 from mltrain.train import cluster, controller
 from tests.support.datasets import Features, make_dataset
-from tests.support.drill import drill, paced
+from tests.support.drill import PACED_MODEL, drill, paced
 from tests.support.processes import wait_until
-from tests.support.training import MEASURED_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
+from tests.support.training import BATCH, MEASURED_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +178,55 @@ def test_a_controller_whose_run_was_taken_lets_go_of_it(
         run.join()
     assert "Another controller has taken this run" in str(run.error)
     assert not run.events("run failed") and not run.events("worker lost")
+
+
+# The paced model; its workers' parts of checkpoints do not get to storage for as long as there is a file.
+HELD_MODEL = f"""{PACED_MODEL}
+
+paced = build
+
+
+def build(schema, steps=None, pace_s=0.0, exact=1_000_000):
+    from mltrain.storage.local import LocalStore
+
+    put = LocalStore.put
+
+    def held(store, path, data):
+        while "part-" in path and steps and Path(steps, "hold").exists():
+            time.sleep(0.01)
+        return put(store, path, data)
+
+    LocalStore.put = held
+    return paced(schema, steps, pace_s, exact)
+"""
+
+
+def test_a_newcomer_joins_when_the_checkpoint_on_its_way_is_there_and_the_others_train_meanwhile(
+    root: Path, ray_cluster: str, tmp_path: Path
+) -> None:
+    mapping = paced(root, ray_cluster, tmp_path, {"min": 1, "max": 2}, max_local_batch_size=BATCH)
+    mapping["train"]["checkpoint"] = {"every": {"steps": 5}}
+    mapping = faulty(mapping, tmp_path, HELD_MODEL, **mapping["model"]["args"])
+    hold = tmp_path / "hold"
+    with drill(mapping, "held-back") as run:
+        run.until("checkpoint")
+        hold.touch()
+        os.kill(run.events("worker ready")[0]["pid"], signal.SIGKILL)
+        run.until("worker lost")
+        alone = run.until("training")["generation"]
+        run.until("worker ready")
+        # On for an epoch, with one that could join.
+        epoch = max(int(path.name.partition("-")[0]) for path in tmp_path.glob("*-*"))
+        run.until_step(epoch + 1, 1)
+        hold.unlink()
+        joined = run.until("generation formed", generation=alone + 1)
+        assert len(joined["members"]) == 2
+        run.until("training", generation=alone + 1)
+        run.stop()
+    # What was held back is there, and was before they joined.
+    said = [event["event"] for event in run.said]
+    ended = len(said) - 1 - said[::-1].index("generation formed")
+    assert said[:ended][::-1].index("checkpoint") < said[:ended][::-1].index("worker ready")
 
 
 def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_where_they_printed(
