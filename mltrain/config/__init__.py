@@ -31,7 +31,7 @@ from mltrain.config.experiment import (
 from mltrain.config.features import ResolvedFeature, resolve_each, resolve_features
 from mltrain.config.loading import checked, determining, digest, load, load_dataset, load_experiment, parse, to_yaml
 from mltrain.config.search import Scheduler, TuneConfig
-from mltrain.config.surroundings import CacheConfig, Notices, StorageConfig
+from mltrain.config.surroundings import CacheConfig, Market, Notices, StorageConfig
 
 __all__ = [
     "CacheConfig",
@@ -52,6 +52,7 @@ __all__ = [
     "IdListDefaults",
     "LabelSpec",
     "LrSchedule",
+    "Market",
     "ModelConfig",
     "Notices",
     "NumericDefaults",

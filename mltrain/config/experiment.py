@@ -7,8 +7,17 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from mltrain.config.dataset import DatasetSpec
 from mltrain.config.search import TuneConfig
-from mltrain.config.strict import Name, NaturalFloat, NaturalInt, PositiveFloat, PositiveInt, Seed, Strict
-from mltrain.config.surroundings import CacheConfig, Notices, StorageConfig
+from mltrain.config.strict import (
+    KeyedValueError,
+    Name,
+    NaturalFloat,
+    NaturalInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Strict,
+)
+from mltrain.config.surroundings import CacheConfig, Market, Notices, StorageConfig
 from mltrain.errors import ConfigError
 
 _REFERENCE = r"^[^:\s]+:[A-Za-z_]\w*$"
@@ -257,6 +266,8 @@ class ClusterConfig(Strict):
     """Verbatim to Ray."""
     notices: Notices = Notices()
     """Who says that a node goes away."""
+    market: Market = Market()
+    """Which nodes workers are placed on: spot, on-demand, or both."""
 
     @field_validator("address")
     @classmethod
@@ -312,6 +323,17 @@ class Experiment(Strict):
             raise ValueError(
                 f"objective.metric {self.objective.metric!r}: the dataset has no split {self.objective.split!r}, "
                 f"only {', '.join(splits)}; add it to dataset.split.fractions or choose train/loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stand_ins_come_in_time(self) -> Self:
+        market, workers = self.cluster.market, self.train.workers
+        if market.workers == "spot-then-on-demand" and workers.max and workers.wait_s <= market.wait_s:
+            raise KeyedValueError(
+                ("cluster", "market"),
+                f"without spot nodes a run stops after {workers.wait_s:g} s (train.workers.wait_s), and on-demand "
+                f"nodes stand in after {market.wait_s:g} s (cluster.market.wait_s); want less than {workers.wait_s:g}",
             )
         return self
 

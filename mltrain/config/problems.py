@@ -12,7 +12,7 @@ from mltrain.errors import ConfigError
 
 _SHOWN = 5
 # Part of the format that this version cannot do: who writes them has not mistyped anything.
-_KEYS_TO_COME = frozenset({("tune", "folds"), ("tune", "budget"), ("cluster", "market")})
+_KEYS_TO_COME = frozenset({("tune", "folds"), ("tune", "budget")})
 _VALUES_TO_COME = frozenset(
     {
         ("tune", "search", "optuna"),
@@ -105,6 +105,7 @@ _SHORT_FORMS = {
     "CheckpointEvery": "a mapping with steps or seconds",
     "Workers": "a whole number, or a mapping with min and max",
     "Notices": "the name of a source, or a mapping with source and address",
+    "Market": "any, spot, on-demand or spot-then-on-demand, or a mapping with workers, wait_s and label",
 }
 _BOUNDS = {"greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least")}
 _BOUNDS |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
@@ -132,6 +133,9 @@ _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$": "letters, digits, '.', '_' and '-', a letter or digit first, 100 at most",
     r"^([A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]{64})?|[0-9a-f]{64})$": "a dataset's name, name@digest or digest",
     r"^[^:\s]+:[A-Za-z_]\w*$": "package.module:name or ./file.py:name",
+    r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$": (
+        "a label of Ray nodes, as in ray.io/market-type"
+    ),
     r"^[A-Za-z0-9][\w.-]*/\w[\w.@/-]*$": "<split>/<name>, as in validation/auc",
 }
 

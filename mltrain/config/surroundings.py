@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from mltrain.config.strict import NaturalInt, PositiveFloat, Strict
+from mltrain.config.strict import NaturalFloat, NaturalInt, PositiveFloat, Strict
+
+# Of a Ray label, as of one of Kubernetes: a name, after a DNS subdomain and a slash if need be.
+_LABEL = r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
 
 
 class StorageConfig(Strict):
@@ -65,6 +68,23 @@ class Notices(Strict):
                 f"address {self.address!r}: want http://host or https://host, with a port or path if need be"
             )
         return self
+
+
+class Market(Strict):
+    """Which nodes workers are placed on, by how they are paid for. A word is `workers`: `cluster.market: spot`."""
+
+    workers: Literal["any", "spot", "on-demand", "spot-then-on-demand"] = "any"
+    """`spot`, `on-demand`: only nodes whose label says so. `spot-then-on-demand`: spot nodes; while these stay away,
+    on-demand nodes stand in."""
+    wait_s: NaturalFloat = 300.0
+    """How long spot nodes have to stay away before on-demand nodes stand in, in seconds."""
+    label: str = Field(default="ray.io/market-type", pattern=_LABEL)
+    """The label by which Ray's nodes say that they are `spot` or `on-demand`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_word(cls, given: Any) -> Any:
+        return {"workers": given} if isinstance(given, str) else given
 
 
 def _is_url(text: str) -> bool:

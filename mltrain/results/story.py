@@ -57,12 +57,14 @@ class Story:
         self._members: list[str] = []
         self._least = 1
         self._slow: set[str] = set()
+        self._stand_ins: set[str] = set()
         self._gone_before: set[str] = set()
         self._loss: _Loss | None = None
         self._silent: dict[str, _Loss] = {}
         self._routine: dict[str, tuple[int, Event]] = {}
         self._tellers: dict[str, Callable[[Event], str | None]] = {
             "run started": self._started,
+            "worker started": self._stands_in,
             "generation formed": self._formed,
             "worker silent": self._fell_silent,
             "worker heard again": self._heard_again,
@@ -153,12 +155,22 @@ class Story:
         said = [f"{self._named(new)} joined"] if new else []
         said += [f"{self._named(back)} came back"] if back else []
         slow = [worker for worker in left if worker in self._slow]
-        announced = [worker for worker in left if worker not in self._slow]
+        replaced = self._stand_ins if any(worker not in self._stand_ins for worker in joined) else set()
+        standing = [worker for worker in left if worker in replaced and worker not in slow]
+        announced = [worker for worker in left if worker not in slow and worker not in standing]
         said += [f"{self._named(slow)} made room, being slow"] if slow else []
+        said += [f"{self._named(standing)} stood in and made room"] if standing else []
         said += [f"{self._named(announced)} left as announced, no step lost"] if announced else []
         if not said:
             return None
         return self._say(f"{'; '.join(said)}; generation {number} has {_workers(len(self._members))}")
+
+    def _stands_in(self, event: Event) -> str | None:
+        if not event.get("stand_in"):
+            return None
+        worker = event["worker"]
+        self._stand_ins.add(worker)
+        return self._say(f"spot stays away: {self._named([worker])} ({event['market']}) stands in")
 
     def _straggles(self, event: Event) -> str:
         self._slow.add(event["worker"])
@@ -249,7 +261,8 @@ class Story:
     def _waits(self, event: Event) -> str:
         """More workers are missing than come at once."""
         missing, least, room = event["least"] - event["ready"], event["least"], event["room"]
-        why = f"; the cluster has room for {_workers(room)} like these only" if room < least else ""
+        where = f" on nodes with {event['nodes']}" if event.get("nodes") else ""
+        why = f"; the cluster has room for {_workers(room)} like these only{where}" if room < least else ""
         what = f"waiting for {missing} more worker{'' if missing == 1 else 's'} ({event['ready']} of {least} ready)"
         return self._say(f"{what} for up to {event['left_s']:.0f} s{why}")
 

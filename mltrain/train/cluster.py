@@ -16,7 +16,7 @@ from mltrain.train.control import Ending, Outcome
 from mltrain.train.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
-    from mltrain.config import ClusterConfig, Workers
+    from mltrain.config import ClusterConfig, Market, Workers
     from mltrain.train.lease import Lease
     from mltrain.train.placement import WorkerSource
     from mltrain.train.record import RunRecord
@@ -43,9 +43,10 @@ def train(
             from mltrain.train.placement import PlacementGroups
 
             workers = spec.config.train.workers
-            if alone and (refusal := _too_small(workers)) is not None:
+            market = spec.config.cluster.market
+            if alone and (refusal := _too_small(workers, market)) is not None:
                 return Outcome(Ending.FAILED, -1, refusal)
-            slots = source or PlacementGroups(run_id, workers)
+            slots = source or PlacementGroups(run_id, workers, market)
             return Controller(spec, record, slots, stop, run_id, lease).run()
     except Interrupted:
         return Outcome(Ending.STOPPED, record.recorded, reason=stop.reason)
@@ -64,7 +65,8 @@ def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info, stop: StopRe
     Raises:
         Interrupted: a stop was requested before Ray was there.
         MissingDependencyError: Ray is not installed.
-        RequestError: there is no cluster at the address, or it runs other versions of Ray or Python.
+        RequestError: there is no cluster at the address, it runs other versions of Ray or Python, or one of this
+            process's own would lack the nodes that ``config`` wants.
         RayFailedError: Ray did not start, or what is done with it failed for a reason of Ray's.
     """
     try:
@@ -87,10 +89,10 @@ def ray_cluster(config: "ClusterConfig", say: Progress = _LOG.info, stop: StopRe
             ray.shutdown()
 
 
-def _too_small(workers: "Workers") -> RequestError | None:
+def _too_small(workers: "Workers", market: "Market") -> RequestError | None:
     from mltrain.train.placement import resources, room
 
-    there = room(workers)
+    there = room(workers, market)
     if there >= workers.min:
         return None
     each = " and ".join(f"{much:g} {name}" for name, much in resources(workers).items())
@@ -190,6 +192,7 @@ def _connect(ray: Any, config: "ClusterConfig", say: Progress, stop: StopRequest
             with stop.interrupting():
                 alone = address == "local" or not _joined(ray, address, options, say)
                 if alone:
+                    _refuse_market(config)
                     _start(ray, options, say, stop, processes)
                 return alone
         except Interrupted:
@@ -210,6 +213,16 @@ def _joined(ray: Any, address: str, options: dict[str, Any], say: Progress) -> b
         raise _unreachable(address, error) from error
     say(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
     return True
+
+
+def _refuse_market(config: "ClusterConfig") -> None:
+    market = config.market
+    if market.workers != "any":
+        raise RequestError(
+            f"cluster.market is {market.workers}, and a Ray that the run starts on this machine has no nodes with the "
+            f"label {market.label}. Set cluster.market=any to use it all the same, or join a cluster whose nodes have "
+            "that label (cluster.address)."
+        )
 
 
 def _unreachable(address: str, error: Exception) -> RequestError:

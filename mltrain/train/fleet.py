@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mltrain.train import placement
+from mltrain.train import membership, placement
 from mltrain.train.link import Hub
 from mltrain.train.membership import Holding, WorkerState, WorkerStatus
 from mltrain.train.nodes import Ledger
@@ -119,7 +119,8 @@ class Fleet:
     def statuses(self) -> list[WorkerStatus]:
         """Facts for a plan."""
         held, now = self._ledger.held(time.monotonic()), time.monotonic()
-        return [self._status(member, held, now) for member in self.members.values()]
+        statuses = [self._status(member, held, now) for member in self.members.values()]
+        return membership.relieved(statuses, self._config.max)
 
     def _status(self, member: Member, held: frozenset[str], now: float) -> WorkerStatus:
         state, node = member.state, member.slot.node
@@ -129,7 +130,8 @@ class Fleet:
             # Heard again after a silence, and still in a generation that is over.
             state = WorkerState.SUSPECT
         leaving = node in self._draining or member.slot.id in self._withdrawn
-        return WorkerStatus(member.id, node, state, member.rank, leaving, node in held, member.slow)
+        stand_in = member.slot.stand_in
+        return WorkerStatus(member.id, node, state, member.rank, leaving, node in held, member.slow, stand_in)
 
     def holdings(self) -> list[Holding]:
         """What workers hold of the run's state."""
@@ -166,8 +168,11 @@ class Fleet:
     # Actions
 
     def want(self, count: int) -> list[Member]:
-        """Sees to it that ``count`` workers more are on their way; returns those that were started just now."""
-        self._source.want(count, self._avoid())
+        """Sees to it that ``count`` workers more are on their way; returns those that were started just now.
+
+        Others besides are, in the place of stand-ins.
+        """
+        self._source.want(count, self._avoid(), membership.replaceable(self.statuses(), self._config.max))
         return [self._start(slot) for slot in self._source.granted()]
 
     def suspect(self, member: Member) -> float:

@@ -28,6 +28,7 @@ class WorkerStatus:
         draining: it was announced that its node goes away.
         held: its node is held back for what happened on it: it joins only where there are too few without it.
         slow: it holds up the others: it leaves once there is another in its place.
+        stand_in: it is on a node of second choice: it leaves once there is one on a node of first choice in its place.
     """
 
     id: str
@@ -37,6 +38,7 @@ class WorkerStatus:
     draining: bool = False
     held: bool = False
     slow: bool = False
+    stand_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Plan:
 
 
 _AVAILABLE = (WorkerState.READY, WorkerState.JOINED)
+_COMING = (WorkerState.PLACING, WorkerState.WARMING)
 
 
 def plan(
@@ -110,14 +113,14 @@ def plan(
     there = [worker for worker in workers if worker.state in _AVAILABLE and not worker.draining]
     taking_part = frozenset(() if generation is None else generation.members)
     usable = [worker for worker in there if not worker.held or worker.id in taking_part]
-    coming = [w for w in workers if w.state in (WorkerState.PLACING, WorkerState.WARMING) and not w.draining]
+    coming = [worker for worker in workers if worker.state in _COMING and not worker.draining]
     fast = [worker for worker in usable if not worker.slow]
     start = max(0, limits.max - len(fast) - len(coming))
     if generation is not None:
         return _while_running(generation, known, usable, limits, start, _surplus(taking_part, workers, usable, limits))
     if len(usable) < limits.min:
         usable = there
-    members = rank_order(usable if len(fast) < limits.max else fast)[: limits.max]
+    members = rank_order(_best(usable, limits))
     release = tuple(sorted(worker.id for worker in workers if worker.draining))
     if len(members) < limits.min:
         action = Action.STOP if waited_s >= limits.wait_s else Action.WAIT
@@ -142,25 +145,46 @@ def _while_running(
     leaving = [member for member in generation.members if known[member].draining]
     if leaving:
         return Plan(Action.REGROUP, start=start, release=release, reason=f"draining {', '.join(leaving)}")
-    newcomers = sorted({worker.id for worker in usable}.difference(generation.members))
-    fast = [member for member in generation.members if not known[member].slow]
-    if newcomers and len(fast) < limits.max:
+    newcomers = sorted({worker.id for worker in _best(usable, limits)}.difference(generation.members))
+    if newcomers:
         joining = f"ready to join: {', '.join(newcomers)}"
         return Plan(Action.REGROUP, start=start, release=release, reason=joining)
     return Plan(Action.CONTINUE, start=start, release=release)
 
 
+def _best(usable: Sequence[WorkerStatus], limits: Limits) -> list[WorkerStatus]:
+    """Who should take part: slow ones only where there are too few others, and first those that did before."""
+    return sorted(usable, key=lambda worker: (worker.slow, *_by_rank(worker)))[: limits.max]
+
+
 def _surplus(
     taking_part: frozenset[str], workers: Sequence[WorkerStatus], usable: list[WorkerStatus], limits: Limits
 ) -> tuple[str, ...]:
-    """Workers outside the generation whose nodes go away, or, once it is as large as it can be, all of them."""
-    full = sum(worker.id in taking_part and not worker.slow for worker in usable) >= limits.max
+    """Workers outside the generation whose nodes go away, or, once it is as good as it can be, all of them."""
+    staying = [worker for worker in usable if worker.id in taking_part and not worker.slow and not worker.stand_in]
+    full = len(staying) >= limits.max
     outside = [worker for worker in workers if worker.id not in taking_part]
     return tuple(sorted(worker.id for worker in outside if full or worker.draining))
 
 
 def _too_few(members: Sequence[str], limits: Limits) -> str:
     return f"{len(members)} of at least {limits.min} workers are ready"
+
+
+def relieved(workers: Sequence[WorkerStatus], most: int) -> list[WorkerStatus]:
+    """``workers``, but stand-ins in whose place others are ready, of ``most`` in all, are about to go away."""
+    able = [w for w in workers if w.state in _AVAILABLE and not (w.draining or w.held or w.slow)]
+    standing = [worker.id for worker in sorted(able, key=_by_rank) if worker.stand_in]
+    needed = max(0, most - (len(able) - len(standing)))
+    spare = frozenset(standing[needed:])
+    return [replace(worker, draining=True) if worker.id in spare else worker for worker in workers]
+
+
+def replaceable(workers: Sequence[WorkerStatus], most: int) -> int:
+    """How many stand-ins nobody is on the way for, of ``most`` workers in all."""
+    counted = [w for w in workers if w.state in (*_AVAILABLE, *_COMING) and not (w.draining or w.slow)]
+    standing = sum(worker.stand_in for worker in counted)
+    return min(standing, max(0, most - (len(counted) - standing)))
 
 
 @dataclass(frozen=True)
@@ -208,14 +232,14 @@ def needed(workers: Sequence[WorkerStatus], holders: Collection[str]) -> list[Wo
 
 def rank_order(workers: Sequence[WorkerStatus]) -> tuple[str, ...]:
     """Worker ids in rank order: node by node, those that hold state first, as they were ranked before."""
-
-    def place(worker: WorkerStatus) -> tuple[float, str]:
-        return (float("inf") if worker.rank is None else worker.rank, worker.id)
-
     nodes: dict[str | None, list[WorkerStatus]] = {}
-    for worker in sorted(workers, key=place):
+    for worker in sorted(workers, key=_by_rank):
         nodes.setdefault(worker.node, []).append(worker)
     return tuple(worker.id for node in nodes.values() for worker in node)
+
+
+def _by_rank(worker: WorkerStatus) -> tuple[float, str]:
+    return (float("inf") if worker.rank is None else worker.rank, worker.id)
 
 
 @dataclass(frozen=True)

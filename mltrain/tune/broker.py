@@ -5,8 +5,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from mltrain.config import Workers
+from mltrain.config import Market, Workers
 from mltrain.train import StopRequest
+from mltrain.train import market as markets
 from mltrain.train.placement import PlacementGroups, Slot, draining, resources
 from mltrain.tune.allocation import Demand, grant, slots
 
@@ -34,10 +35,12 @@ class Broker:
 
     Args:
         workers: of each trial.
+        market: of their nodes.
     """
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, market: Market) -> None:
         self._bundle = resources(workers)
+        self._market = market
         self._limits = (workers.min, workers.max)
         self._held: dict[str, int] = {}
         self._notices: dict[str, Notice] = {}
@@ -50,7 +53,7 @@ class Broker:
     async def join(self, trial: str) -> None:
         """A trial asks for workers. One that joined before and died starts anew."""
         if self._looking is None:
-            self._capacity = _capacity(self._bundle)
+            self._capacity = _capacity(self._bundle, self._market)
             self._looking = asyncio.create_task(self._look())
         self._held.pop(trial, None)
         self._held[trial] = 0
@@ -102,7 +105,7 @@ class Broker:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            capacity = await asyncio.to_thread(_capacity, self._bundle)
+            capacity = await asyncio.to_thread(_capacity, self._bundle, self._market)
             if capacity != self._capacity:
                 self._capacity = capacity
                 await self._share()
@@ -124,14 +127,15 @@ class Seat:
         broker: handle of the sweep's `Broker`.
         trial: this trial's run id.
         workers: of each trial.
+        market: of their nodes.
         stop: set when the sweep stops.
     """
 
-    def __init__(self, broker: Any, trial: str, workers: Workers, stop: StopRequest) -> None:
+    def __init__(self, broker: Any, trial: str, workers: Workers, market: Market, stop: StopRequest) -> None:
         self._broker = broker
         self._trial = trial
         self._stop = stop
-        self._groups = PlacementGroups(trial, workers)
+        self._groups = PlacementGroups(trial, workers, market)
         self._min = workers.min
         self._held: list[Slot] = []
         self._notice = Notice()
@@ -148,8 +152,8 @@ class Seat:
             self._heard.wait_for(lambda: self._notice.quota >= self._min or self._stop.requested)
             return not self._stop.requested
 
-    def want(self, count: int, avoid: frozenset[str]) -> None:
-        """Asks for ``count`` slots more, or for as many as the quota allows."""
+    def want(self, count: int, avoid: frozenset[str], better: int = 0) -> None:
+        """Asks for ``count`` slots more, or for as many as the quota allows; stand-ins stay, they are part of it."""
         with self._heard:
             self._groups.want(max(0, min(count, self._notice.quota - len(self._held))), avoid)
 
@@ -214,9 +218,7 @@ class Seat:
             self._heard.notify_all()
 
 
-def _capacity(bundle: dict[str, float]) -> int:
-    import ray
-
+def _capacity(bundle: dict[str, float], market: Market) -> int:
     leaving = draining()
-    there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    there = [node for node in markets.alive(market) if node["NodeID"] not in leaving]
     return slots([node["Resources"] for node in there], bundle)

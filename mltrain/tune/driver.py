@@ -17,6 +17,7 @@ from mltrain.config import Experiment
 from mltrain.progress import Passing
 from mltrain.storage import Store
 from mltrain.train import StopRequest
+from mltrain.train import market as markets
 from mltrain.train.placement import resources
 from mltrain.train.stopping import better
 from mltrain.tune import record
@@ -147,18 +148,19 @@ class Driver:
             trial=run_id, status=trial.status, steps=trial.steps, metrics=trial.metrics, error=trial.error,
         )  # fmt: skip
 
-    def _resources(self) -> dict[str, float]:
-        workers = self._config.train.workers
+    def _resources(self) -> tune.PlacementGroupFactory:
+        workers, market = self._config.train.workers, self._config.cluster.market
         if workers.max == 0:
-            return {name.lower(): amount for name, amount in resources(workers).items()}
-        return {"memory": _CONTROLLER_BYTES}
+            return tune.PlacementGroupFactory([resources(workers)], bundle_label_selector=[markets.allowed(market)])
+        bundle: dict[str, int | float] = {"memory": _CONTROLLER_BYTES}
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=[markets.lasting_here(market)])
 
     def _concurrency(self) -> int:
         """Trials at a time: as many as can have their ``min`` workers, and one more that is ready to take over."""
         workers = self._config.train.workers
         if workers.max == 0:
             return len(self._points)
-        room = slots([node["Resources"] for node in ray.nodes() if node["Alive"]], resources(workers))
+        room = slots([node["Resources"] for node in markets.alive(self._config.cluster.market)], resources(workers))
         ready = room // workers.min + 1
         return ready if self._config.cluster.address == "local" else max(ready, _WAITING)
 

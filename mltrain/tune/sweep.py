@@ -13,6 +13,7 @@ from mltrain.errors import MissingDependencyError, NotFoundError, StoppedError, 
 from mltrain.results import RunLog, RunRow, read_events, read_result
 from mltrain.storage import Store, open_store
 from mltrain.train import StopRequest, identity
+from mltrain.train import market as markets
 from mltrain.train.cluster import RayFailedError, ray_cluster
 from mltrain.train.lease import Lease
 from mltrain.train.run import resume_command
@@ -134,7 +135,11 @@ class _Sweep:
         from mltrain.tune.driver import Driver
 
         past = record.past_reports(self._root, self._points, self._config.objective.metric)
-        broker: Any = ray.remote(Broker).options(num_cpus=0, max_concurrency=1000).remote(self._config.train.workers)
+        workers, market = self._config.train.workers, self._config.cluster.market
+        actor: Any = ray.remote(Broker).options(
+            num_cpus=0, max_concurrency=1000, label_selector=markets.lasting_here(market)
+        )
+        broker = actor.remote(workers, market)
         driver = Driver(
             self._config, self._id, self._root, left, past, broker, self._stop, self._longest(), self._event
         )

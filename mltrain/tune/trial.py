@@ -47,7 +47,7 @@ def run_trial(chosen: dict[str, str], sweep: Sweep) -> None:
     point = sweep.points[chosen[RUN_ID]]
     stop = StopRequest()
     config = trial_config(sweep.config, point.parameters)
-    seat = Seat(sweep.broker, point.run_id, config.train.workers, stop)
+    seat = Seat(sweep.broker, point.run_id, config.train.workers, config.cluster.market, stop)
     try:
         if seat.take():
             _train(config, point, sweep, seat, stop)

@@ -153,7 +153,7 @@ _EXPERIMENT_VALUES = [
         "loggers=[tensorboard, mlflow]",
         "loggers[1] mlflow is not supported by this version of mltrain; want tensorboard",
     ),
-    ("cluster.market=spot", "cluster.market is not supported by this version of mltrain"),
+    ("cluster.market=preemptible", "cluster.market is 'preemptible'; want any, spot, on-demand or"),
     ("callbacks=[Hook]", "callbacks[0] is 'Hook'; want package.module:name"),
     (
         "dataset={table: t, label: {column: y, type: binary}, split: {fractions: {train: 1.0}}}",

@@ -170,6 +170,28 @@ def test_an_announced_loss_costs_no_step_and_a_straggler_makes_room() -> None:
     ]
 
 
+def test_a_stand_in_is_told_of_when_it_comes_and_when_it_is_replaced() -> None:
+    stands_in = [
+        event(40, "worker started", worker=C, node=NODES[C], market="on-demand", stand_in=True),
+        formed(50, 2, A, B, C),
+    ]
+    begun = [event(0, "run started", step=0, workers=3), formed(14.1, 1, A, B)]
+    replaced = [
+        event(70, "worker started", worker=D, node=NODES[D], market="spot", stand_in=False),
+        formed(80, 3, A, B, D),
+    ]
+    texts = [text for _, text in told(begun, stands_in, replaced)][2:]
+    assert texts == [
+        "spot stays away: worker-1-3 on node 3771c2… (on-demand) stands in",
+        "worker-1-3 on node 3771c2… joined; generation 2 has 3 workers",
+        "worker-1-4 on node e39a31… joined; worker-1-3 on node 3771c2… stood in and made room; "
+        "generation 3 has 3 workers",
+    ]
+    # Its own node was taken: that is another reason to leave.
+    left = [event(70, "worker released", worker=C), formed(70.1, 3, A, B)]
+    assert told(begun, stands_in, left)[-1][1].startswith("worker-1-3 on node 3771c2… left as announced")
+
+
 def test_a_notice_is_told_with_what_follows_from_it() -> None:
     def said(kind: str, **fields: Any) -> str:
         return told(BEGINNING, [event(30, kind, node=NODES[C], source="aws", **fields)])[-1][1]
@@ -193,6 +215,8 @@ def test_below_the_least_number_of_workers_nobody_goes_on() -> None:
     assert second == (
         "waiting for 1 more worker (2 of 3 ready) for up to 595 s; the cluster has room for 2 workers like these only"
     )
+    some = said([{**waits, "room": 0, "nodes": "ray.io/market-type=spot"}])[-1]
+    assert some.endswith("has room for 0 workers like these only on nodes with ray.io/market-type=spot")
     assert said([{**waits, "room": 8}]) == ["waiting for 1 more worker (2 of 3 ready) for up to 595 s"]
 
 

@@ -1,6 +1,7 @@
 """Membership planning: pure, so that it is tested over many sets of facts without starting a process."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,8 @@ from mltrain.train.membership import (
     needed,
     plan,
     rank_order,
+    relieved,
+    replaceable,
     seats,
 )
 
@@ -168,3 +171,113 @@ def test_the_only_holders_of_the_state_take_part_whatever_is_held_against_their_
         formed = plan(None, needed([holding, *others], [holding.id]), LIMITS, 0.0, fresh=False)
         assert formed.members[0] == holding.id
     assert needed([flapped, *others], ["a", "c"]) == [flapped, *others]
+
+
+def stand_in(name: str, state: WorkerState, rank: int | None = None) -> WorkerStatus:
+    return WorkerStatus(name, "od", state, rank, stand_in=True)
+
+
+def test_a_stand_in_leaves_when_there_is_another_in_its_place_and_not_before() -> None:
+    joined = [worker("a", WorkerState.JOINED, 0), stand_in("b", WorkerState.JOINED, 1)]
+    two, running = Limits(1, 2, 60.0), Generation(1, ("a", "b"))
+    assert relieved(joined, 2) == joined and replaceable(joined, 2) == 1
+
+    coming = [*joined, worker("c", WorkerState.WARMING)]
+    assert relieved(coming, 2) == coming and replaceable(coming, 2) == 0
+    # Who comes in its place is not too many.
+    decided = plan(running, coming, two, 0.0, fresh=False)
+    assert (decided.action, decided.start, decided.release) == (Action.CONTINUE, 0, ())
+
+    ready = relieved([*joined, worker("c", WorkerState.READY)], 2)
+    assert [status.draining for status in ready] == [False, True, False]
+    assert plan(running, ready, two, 0.0, fresh=False).action is Action.REGROUP
+    left = relieved(
+        [worker("a", WorkerState.READY, 0), stand_in("b", WorkerState.READY, 1), worker("c", WorkerState.READY)], 2
+    )
+    formed = plan(None, left, two, 0.0, fresh=False)
+    assert (formed.members, formed.release) == (("a", "c"), ("b",))
+
+
+def test_of_more_stand_ins_than_needed_those_outside_the_generation_go_first() -> None:
+    there = [worker("a", WorkerState.JOINED, 0), stand_in("b", WorkerState.READY), stand_in("c", WorkerState.JOINED, 1)]
+    assert [status.id for status in relieved(there, 2) if status.draining] == ["b"]
+
+
+def test_who_is_lost_slow_or_held_back_relieves_nobody() -> None:
+    b = stand_in("b", WorkerState.JOINED, 0)
+    for other in (
+        worker("a", WorkerState.SUSPECT),
+        worker("a", WorkerState.READY, draining=True),
+        WorkerStatus("a", "n", WorkerState.READY, slow=True),
+        WorkerStatus("a", "n", WorkerState.READY, held=True),
+    ):
+        assert relieved([b, other], 1) == [b, other]
+
+
+@given(statuses, st.integers(1, 4), st.sets(st.sampled_from([f"w{index}" for index in range(8)])))
+def test_relieving_stand_ins_never_leaves_fewer_workers_than_are_wanted(
+    workers: list[WorkerStatus], most: int, standing: set[str]
+) -> None:
+    marked = [replace(status, stand_in=status.id in standing) for status in workers]
+
+    def able(found: list[WorkerStatus]) -> int:
+        there = (WorkerState.READY, WorkerState.JOINED)
+        return sum(status.state in there and not status.draining for status in found)
+
+    after = relieved(marked, most)
+    assert able(after) == able(marked) or able(after) >= most
+    assert all(old == new or (old.stand_in and new.draining) for old, new in zip(marked, after, strict=True))
+    assert relieved(after, most) == after
+    if not any(status.stand_in for status in marked):
+        assert after == marked and replaceable(marked, most) == 0
+
+
+marked = st.lists(
+    st.builds(
+        WorkerStatus,
+        id=st.sampled_from([f"w{index}" for index in range(6)]),
+        node=st.sampled_from(["a", "b", "c"]),
+        state=st.sampled_from([WorkerState.READY, WorkerState.WARMING]),
+        held=st.booleans(),
+        slow=st.booleans(),
+        stand_in=st.booleans(),
+    ),
+    unique_by=lambda status: status.id,
+    min_size=1,
+)
+
+
+@given(marked, limits)
+def test_left_alone_memberships_come_to_rest_with_the_best_there_are(
+    workers: list[WorkerStatus], bounds: Limits
+) -> None:
+    # Who had part before and is still fine: without, all that hold the state may be slow, which nobody is alone.
+    workers = [WorkerStatus("first", "a", WorkerState.READY, 0), *workers]
+    generation: Generation | None = None
+    for number in range(1, 10):
+        decided = plan(generation, relieved(workers, bounds.max), bounds, 0.0, fresh=False)
+        workers = [status for status in workers if status.id not in decided.release]
+        if decided.action is Action.FORM:
+            generation = Generation(number, decided.members)
+            workers = [_joined(status, decided.members) for status in workers]
+        elif decided.action is Action.REGROUP:
+            generation = None
+            workers = [
+                replace(status, state=WorkerState.READY) if status.state is WorkerState.JOINED else status
+                for status in workers
+            ]
+        elif not decided.release:
+            break
+    else:
+        pytest.fail(f"no rest: {decided}")
+    if generation is None:
+        assert decided.action is Action.WAIT
+        return
+    for status in workers:
+        if status.state is WorkerState.READY and not status.held and not (status.slow or status.stand_in):
+            taking_part = [other for other in workers if other.id in generation.members]
+            assert not any(other.slow or other.stand_in for other in taking_part)
+
+
+def _joined(status: WorkerStatus, members: tuple[str, ...]) -> WorkerStatus:
+    return replace(status, state=WorkerState.JOINED, rank=members.index(status.id)) if status.id in members else status
