@@ -10,7 +10,7 @@ import numpy as np
 
 from mltrain.data import Build, Column, Dataset, Schema, ShardEntry, assemble, write_shard
 from mltrain.data.garbage import blobs_of, collect
-from mltrain.data.publish import put_shard
+from mltrain.data.publish import COLLECTION, put_shard
 from mltrain.data.shard import EncodedShard
 from mltrain.errors import BuildError
 from mltrain.storage import Store, open_store
@@ -21,6 +21,8 @@ from tests.support import s3
 SCHEMA = Schema((Column("id", "key", "carried", "int64"), Column("x", "feature", "numeric", "float32")), ("id",))
 _NAMES = ("a", "b")
 _SHARDS = 6
+# Among so many builds the collector must have had its turn.
+_RACE = 10
 
 
 def shard(number: int) -> EncodedShard:
@@ -52,12 +54,16 @@ def run(count: int, seed: int, folder: Path) -> Result:
     with s3.serve(folder / "s3") as server, s3.environment(server):
         for where, root in (("local", str(folder / "local")), ("S3", f"{server.bucket()}/garbage")):
             with warm.started(_collect, root, environment=dict(server.env)) as (process, connection):
+                warm.answer(process, connection)
                 for case in range(seed, seed + count):
                     with result.case(case):
                         _round(open_store(root), random.Random(case), case)
                         result.counts[f"builds beside the collector, {where}"] += 1
                 connection.send("done")
                 removed, refused = warm.answer(process, connection)
+                with result.case(seed):
+                    assert removed or count < _RACE, f"beside {count} builds the collector removed nothing"
+                    _collected(open_store(root))
                 result.counts[f"objects it removed meanwhile, {where}"] += removed
                 result.counts[f"collections that found a living builder, {where}"] += refused
     return result
@@ -71,9 +77,21 @@ def _round(store: Store, rng: random.Random, case: int) -> None:
     assert not missing, f"{missing} were removed"
 
 
+def _collected(store: Store) -> None:
+    """Once nobody builds any more, what a collection leaves is what the names reach, and nothing else."""
+    collect(store, grace_s=0, unnamed=True)
+    named = [meta.path.removeprefix("datasets/").removesuffix(".json") for meta in store.list("datasets")]
+    manifests = [Dataset.open(name, root=store.uri).manifest for name in named]
+    left = {meta.path for meta in store.list("shards") if meta.path != COLLECTION}
+    assert left == {path for manifest in manifests for path in (manifest.path, *blobs_of(manifest))}
+
+
 def _collect(connection: Connection, root: str) -> None:
-    """Collects, without any grace, until it is told to end; says how much it removed and how often it was refused."""
+    """Says that it is here; collects, without any grace, until it is told to end; says how much it removed and how
+    often it was refused.
+    """
     store, removed, refused = open_store(root), 0, 0
+    connection.send("here")
     while not connection.poll():
         # There is nothing to collect before the first build.
         if next(store.list("shards"), None) is not None:
