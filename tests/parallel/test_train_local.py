@@ -7,13 +7,14 @@ from typing import Any
 import psutil
 import pytest
 
-from mltrain import train
+from mltrain import train, tune
 from mltrain.errors import RequestError
 from mltrain.results import read_events
 from mltrain.storage import open_store
 from mltrain.train.checkpoints import stored
 from tests.support.datasets import make_dataset
 from tests.support.processes import wait_until
+from tests.support.sweeps import sweep
 from tests.support.training import experiment, faulty, parse, start
 
 
@@ -82,3 +83,13 @@ def _name(process: psutil.Process) -> str:
         return str(process.name())
     except psutil.NoSuchProcess:
         return ""
+
+
+def test_a_market_is_refused_where_a_run_or_a_sweep_would_start_ray_itself(root: Path) -> None:
+    mapping = sweep(root, "local", 1, {"train.seed": {"choice": [1]}})
+    mapping["cluster"]["market"] = "spot"
+    for work, run_id in ((train.run, "market"), (tune.run, "markets")):
+        with pytest.raises(
+            RequestError, match=r"cluster\.market is spot, .* no nodes with the label ray\.io/market-type"
+        ):
+            work(parse(mapping), run_id=run_id)
