@@ -6,7 +6,7 @@ ratios are of medians: of wall time, and of the processor time of the driver, it
 other work on the machine disturbs less. ``--scan`` adds the build as it is where tasks cannot read the table's files
 and Spark scans it.
 
-    python benchmarks/build.py [--rows 1000000] [--rounds 3] [--scan]
+    python -m benchmarks.build [--rows 1000000] [--rounds 3] [--scan]
 """
 
 import argparse
@@ -27,6 +27,7 @@ import psutil
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
+from benchmarks.versions import surroundings
 from mltrain import features
 from mltrain.config import DatasetFile
 from mltrain.features.parquet import UnreadableError
@@ -81,6 +82,7 @@ def cpu_seconds() -> float:
 
 def main(rows: int, rounds: int, scan: bool) -> None:
     """Writes the table, times the sides, prints a table."""
+    print(surroundings("pyspark", "delta-spark", "pyarrow", "numpy"), flush=True)
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         write_table(here / "table", rows)

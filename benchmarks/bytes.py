@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.versions import surroundings
 from tests.support import s3
 from tests.support.nodes import Spread, fetched_ratio, make_spread, read_share
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--nodes", default="1,2,8,32,63,64")
     parser.add_argument("--workers", type=int, default=4)
     args = parser.parse_args()
+    print(surroundings("obstore", "numpy"), flush=True)
     counts = [int(text) for text in args.nodes.split(",")]
     with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as name:
         folder = Path(name)

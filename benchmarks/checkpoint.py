@@ -14,7 +14,6 @@ import io
 import itertools
 import logging
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -23,7 +22,6 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -32,6 +30,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save
 
+from benchmarks.versions import surroundings
 from mltrain.storage import Store, open_store
 from mltrain.train import checkpoints
 from mltrain.train.layout import PART_BYTES
@@ -61,8 +60,7 @@ def main() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     tensors = _replica(given.megabytes * 1_000_000)
-    names = " ".join(f"{name} {version(name)}" for name in ("torch", "obstore", "mltrain"))
-    print(f"{names}, Python {platform.python_version()}, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
+    print(surroundings("torch", "obstore"))
     print(f"{given.megabytes} MB in {len(tensors)} tensors, {given.rounds} rounds, medians")
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+from benchmarks.versions import surroundings
 from mltrain.train.link import Hub, Link
 from mltrain.train.membership import Generation, Limits, WorkerState, WorkerStatus, plan, seats
 from mltrain.train.pulses import Pulse, Pulses
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10.0)
     given = parser.parse_args()
+    print(surroundings())
     cpu_share, worst_s = heartbeats(given.workers, given.seconds)
     print(f"{given.workers} simulated workers")
     print(f"{'heartbeats every 0.5 s: share of a core':<48} {cpu_share:8.1%}")

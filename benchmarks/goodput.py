@@ -24,11 +24,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.spot.simulator import Costs, Goodput, Notices, restarting, simulate
 from benchmarks.spot.traces import FILES, Trace, load
+from benchmarks.versions import surroundings
 from mltrain.spot import LEAD_S
 
 # AWS announces two minutes before, Google Cloud half a minute.
@@ -132,7 +132,7 @@ def replayed(faster: float, seed: int) -> None:
     notices = Notices(_LEADS["p3"] / faster, missing=0.3, leave_s=LEAD_S / faster)
     with tempfile.TemporaryDirectory() as folder:
         found = replay(trace, notices, Path(folder), lambda said: print(said, file=sys.stderr, flush=True), seed)
-    print(f"ray {version('ray')}, torch {version('torch')}; {trace.name}")
+    print(f"{surroundings('ray', 'torch')}; {trace.name}")
     print(f"{len(trace.lives)} nodes, {trace.removals} of which are taken away")
     print(f"measured before: {found.costs}")
     print(f"a host's start takes {statistics.median(found.node_start_s):.1f} s")

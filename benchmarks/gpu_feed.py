@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.loader import workload
+from benchmarks.versions import surroundings
 from mltrain.data import Loader
 
 MATRIX = 1024
@@ -63,6 +64,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no GPU")
         return
+    print(surroundings("torch", "numpy"), flush=True)
     with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as folder:
         dataset = workload(Path(folder), args.rows)
         loader = Loader(dataset, "train", global_batch_size=args.batch, device="cuda")
@@ -72,7 +74,7 @@ def main() -> None:
             for side, run in zip(rates, sides, strict=True):
                 side.append(run())
         ours, theirs = (statistics.median(side[1:]) / 1e9 for side in rates)
-        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batches of {args.batch} rows of 160 bytes")
+        print(f"{torch.cuda.get_device_name()}, batches of {args.batch} rows of 160 bytes")
         print(f"fed while it computes {ours:.2f} GB/s, raw copy {theirs:.2f} GB/s, ratio {ours / theirs:.2f}")
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from benchmarks.build import FLOATS, INTS, spent
+from benchmarks.versions import surroundings
 from mltrain import features
 from mltrain.config import DatasetFile
 from mltrain.data import Dataset, keys
@@ -126,6 +127,7 @@ def fresh(spark: SparkSession, here: Path, version: int) -> tuple[int, float]:
 
 def main(count: int, rounds: int) -> None:
     """Writes the table, grows and builds in turn, prints a table."""
+    print(surroundings("pyspark", "delta-spark", "pyarrow", "numpy"), flush=True)
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         versions = write_versions(here / "table", count)

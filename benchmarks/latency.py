@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.loader import workload
+from benchmarks.versions import surroundings
 from mltrain.data import Dataset, Loader, NodeCache
 from tests.support import faults_http, s3
 
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=50.0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    print(surroundings("obstore", "torch", "numpy"), flush=True)
     with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as name:
         folder = Path(name)
         with s3.serve(folder / "s3") as server, s3.environment(server):

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.versions import surroundings
 from mltrain.data import Build, Column, Dataset, Loader, Schema, ShardEntry, assemble, write_shard
 from mltrain.data.shard import blob_path, open_shard
 from mltrain.storage import open_store
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--torch-threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.torch_threads)
+    print(surroundings("torch", "numpy"), flush=True)
     with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as folder:
         dataset = workload(Path(folder), args.rows)
         row_bytes = 4 * (FLOATS + INTS + 1)

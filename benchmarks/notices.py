@@ -10,7 +10,6 @@ time. Beside them, with ``--ray``: an idle Ray actor, which is what an agent of 
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.versions import surroundings
 from tests.support.metadata import serving
 
 LIMIT = 0.005
@@ -78,9 +78,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
+    print(surroundings())
     found = shares(options.seconds)
     nobody = found.pop("nobody")
-    print(f"Python {platform.python_version()}, {options.seconds:g} s, load {os.getloadavg()[0]:.0f}")
+    print(f"{options.seconds:g} s")
     print(f"{'source':<12} {'% of a core':>12}   limit {LIMIT:.1%}")
     for name, share in found.items():
         print(f"{name:<12} {100 * (share - nobody):>12.3f}   {'kept' if share - nobody <= LIMIT else 'missed'}")

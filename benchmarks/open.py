@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.versions import surroundings
 from mltrain.data import Build, Column, Dataset, Loader, Manifest, Schema, ShardEntry, assemble, write_shard
 from mltrain.data.order import ShuffledEpoch
 from mltrain.data.publish import move_pointer
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    print(surroundings("numpy", "pyarrow", "xxhash"))
     with tempfile.TemporaryDirectory(prefix="mltrain-benchmark-") as folder:
         small(Path(folder))
         manifest = synthetic(Path(folder), args.shards)

@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 
 from benchmarks.build import spent
 from benchmarks.growth import dataset_file, rows
+from benchmarks.versions import surroundings
 from mltrain import features
 from mltrain.data import Dataset
 
@@ -42,6 +43,7 @@ def scan(spark: SparkSession, table: Path) -> None:
 
 def main(files: int, rows_per_file: int, rounds: int) -> None:
     """Writes both tables, times builds and scans in turn, prints a table."""
+    print(surroundings("pyspark", "delta-spark", "pyarrow", "numpy"), flush=True)
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         write_tables(here, files, rows_per_file)

@@ -12,14 +12,14 @@ import argparse
 import contextlib
 import functools
 import multiprocessing
-import platform
 import tempfile
 import time
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+
+from benchmarks.versions import surroundings
 
 ROWS = 200_000
 BATCH = 4096
@@ -36,8 +36,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as root:
         make_dataset(root, rows=ROWS, shards=8, features=Features(numeric=32, categorical=8, cardinality=1000))
-        versions = " ".join(f"{name} {version(name)}" for name in ("torch", "horovod", "mltrain"))
-        print(f"{versions}, Python {platform.python_version()}, one thread a worker; milliseconds a step")
+        print(f"{surroundings('torch', 'horovod')}; one thread a worker; milliseconds a step")
         print(f"{'workers':>7} {'fresh':>9} {'kept':>9} {'ours':>9} {'ratio':>7}  95 % interval")
         for size in arguments.workers:
             fresh, kept, ours = _measure(root, size, arguments.repeats, arguments.steps)

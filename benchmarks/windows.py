@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.loader import workload
+from benchmarks.versions import surroundings
 from mltrain.data import Dataset, Loader
 from mltrain.data.order import ShuffledEpoch
 
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--windows", default="1,2,3,4,8")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(surroundings("torch", "numpy"), flush=True)
     # The build scatters: where a row was in the table says nothing about its canonical number.
     places: NDArray[Any] = np.random.default_rng(2).permutation(args.rows)
     found = {table: labels(table, places) for table in TABLES}
