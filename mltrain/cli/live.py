@@ -48,7 +48,7 @@ class TrainingView:
         self._steps, self._rows = 0, 0.0
         self._value: float | None = None
         self._best: tuple[float, int] | None = None
-        self._checkpoint: tuple[int, float] | None = None
+        self._checkpoint: tuple[int, float | None] | None = None
         self._looks: deque[_Look] = deque()
 
     def __call__(self, line: str) -> None:
@@ -67,6 +67,8 @@ class TrainingView:
         if kind == "run started":
             self._begin = dict(fields)
             self._step, self._losses, self._doing = fields["step"], fields["losses"], "starting"
+            # Of an earlier attempt: when it was made is not known here.
+            self._checkpoint = (self._step, None) if self._step else None
         elif kind == "generation formed":
             self._generation, self._doing = fields["generation"], "forming"
             self._members = frozenset(fields["members"])
@@ -80,6 +82,8 @@ class TrainingView:
             self._checkpoint = (fields["step"], time.monotonic())
         elif kind == "generation stalled":
             self._doing = "stalled"
+        elif kind == "too few workers":
+            self._doing = f"waiting for workers ({fields['ready']} of {fields['least']} ready)"
         elif kind.startswith("worker "):
             self._worker(kind, fields)
 
@@ -138,18 +142,21 @@ class TrainingView:
         total, an_epoch = self._begin["steps"], max(1, self._begin["steps_per_epoch"])
         epochs = f"epoch {self._step / an_epoch:.1f} of {total / an_epoch:.1f}"
         pace, _ = self._speed(_PACE_S)
-        left = f"ETA {clock((total - self._step) / pace)}" if pace else ""
+        left = f"ETA {clock((total - self._step) / pace)}" if pace and not self._waiting() else ""
         return [f"step {self._step:,} of {total:,}", epochs, left]
 
     def _speeds(self) -> list[str]:
-        steps, rows = self._speed(_SPEED_S)
+        steps, rows = (0.0, 0.0) if self._waiting() else self._speed(_SPEED_S)
         return [f"{_number(steps)} steps/s", f"{_number(rows)} samples/s"] if steps else []
+
+    def _waiting(self) -> bool:
+        return self._doing.startswith("waiting")
 
     def _saved(self, now: float) -> str:
         if self._checkpoint is None:
             return "no checkpoint yet"
         step, at = self._checkpoint
-        return f"checkpoint after step {step:,}, {clock(now - at)} ago"
+        return f"checkpoint after step {step:,}" + ("" if at is None else f", {clock(now - at)} ago")
 
     def _found(self) -> list[str]:
         if self._value is None or self._best is None:

@@ -16,7 +16,7 @@ class Totals:
     Attributes:
         losses: workers lost while they took part in a generation.
         generations: memberships formed.
-        downtime_s: seconds from a loss to the end of the next step.
+        downtime_s: seconds from a loss to the end of the next step, or to the end of the attempt.
         steps_repeated: steps that a loss voided.
         rollbacks: times that nobody held the run's state any more: all workers were lost, or the controller.
         workers: the most in one generation.
@@ -31,6 +31,7 @@ class Totals:
     workers: int = 0
     first: float | None = None
     _orderly: bool = True
+    _down_since: float | None = None
     _held: dict[str, float] = field(default_factory=dict)
     _began: float | None = None
     _last: float = 0.0
@@ -69,18 +70,29 @@ class Totals:
             self.generations += 1
             self.workers = max(self.workers, len(event["members"]))
         elif kind == "training again":
+            self._down_since = None
             self.downtime_s += event["downtime_s"]
             self.steps_repeated += event["steps_repeated"]
+        elif kind in ("run stopped", "run failed"):
+            self._end_downtime()
         elif kind == "state lost":
             self.rollbacks += 1
         elif kind == "worker placed":
             self._held[event["worker"]] = time
         elif kind in ("worker lost", "worker released"):
             self._worker_s += time - self._held.pop(event["worker"], time)
-            self.losses += event.get("generation") is not None
+            if event.get("generation") is not None:
+                self.losses += 1
+                self._down_since = time if self._down_since is None else self._down_since
 
     def end_attempt(self) -> None:
         """What an attempt still held went with it."""
+        self._end_downtime()
         self.rollbacks += not self._orderly
         self._wall_s, self._worker_s = self.wall_s, self.worker_seconds
         self._held, self._began, self._last = {}, None, 0.0
+
+    def _end_downtime(self) -> None:
+        if self._down_since is not None:
+            self.downtime_s += self._last - self._down_since
+            self._down_since = None

@@ -29,7 +29,7 @@ def test_it_says_how_far_how_fast_and_how_long() -> None:
     done(view, 102, 121)
     assert view.lines(32.0)[1:] == [
         "step 121 of 1,000 · epoch 0.2 of 2.0 · ETA 1:27",
-        "10 steps/s · 1,280 samples/s · no checkpoint yet",
+        "10 steps/s · 1,280 samples/s · checkpoint after step 100",
     ]
     # The speed is that of the last ten seconds, the time left that of the last minutes.
     for second in range(33, 60):
@@ -78,6 +78,25 @@ def test_it_counts_workers_and_losses() -> None:
     for worker in "bc":
         view.event("worker lost", {"worker": worker, "generation": 2})
     assert view.lines(0.0)[0].startswith("waiting for workers · 0 of 3 workers")
+    view.event("too few workers", {"ready": 1, "least": 2})
+    assert view.lines(0.0)[0].startswith("waiting for workers (1 of 2 ready) · 0 of 3 workers")
+
+
+def test_nothing_is_fast_that_waits() -> None:
+    view, _ = started()
+    view.event("training", {"generation": 1, "step": 0})
+    for second in range(20):
+        view.step(second + 1, {"train/rows": 128.0})
+        view.lines(float(second))
+    assert "ETA" in view.lines(20.0)[1] and "steps/s" in view.lines(20.0)[2]
+    view.event("too few workers", {"ready": 1, "least": 2})
+    assert "ETA" not in view.lines(21.0)[1] and view.lines(21.0)[2] == "no checkpoint yet"
+
+
+def test_a_resumed_run_has_a_checkpoint() -> None:
+    view, _ = started()
+    view.event("run started", {"step": 40, "steps": 100, "steps_per_epoch": 10, "workers": 3, "losses": 0})
+    assert view.lines(0.0)[2] == "checkpoint after step 40"
 
 
 def test_it_has_the_objective_and_the_last_checkpoint() -> None:

@@ -40,6 +40,16 @@ def test_a_loss_counts_when_the_worker_took_part_and_its_downtime_with_it() -> N
     assert (totals.generations, totals.workers, totals.first) == (2, 2, 100)
 
 
+def test_the_wait_of_a_run_that_stops_without_training_again_is_downtime() -> None:
+    lost = [*FIRST, event(1, 121, "worker lost", worker="a", generation=2), event(1, 122, "generation ended")]
+    stopped = [*lost, event(1, 181, "too few workers"), event(1, 721, "run stopped"), event(1, 722, "worker released")]
+    live = Totals()
+    for each in stopped[:-1]:
+        live.add(each)
+    assert live.downtime_s == 1.5 + 600 == Totals.of(stopped[:-1]).downtime_s
+    assert Totals.of(lost).downtime_s == 1.5 + 1, "its driver was killed"
+
+
 def test_workers_count_from_their_start_to_their_end_or_the_end_of_the_attempt() -> None:
     assert Totals.of(FIRST).worker_seconds == pytest.approx((120 - 101) + (110 - 102) + (116 - 115))
 
