@@ -30,7 +30,8 @@ _PATIENT_S = 5.0
 # So long those who wait to join, or whose node is to be left, wait for a checkpoint that is on its way to storage: all
 # ranks would stand still until it is there.
 _JOINS_LATER_S, _LEAVES_LATER_S = 60.0, 10.0
-# Workers that died one after another, not at once, before they were ready: starting more does not mend what is wrong.
+# Workers that died one after another, not at once, before they were ready, when none has ever been: starting more does
+# not mend what is wrong. Later it is their nodes, which are held back, or else the run waits for as long as it may.
 _FAILED_STARTS = 5
 # Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
 _FRUITLESS = 10
@@ -62,6 +63,7 @@ class Controller:
         self._running: Running | None = None
         self._generations = 0
         self._failed_starts = Streak()
+        self._proven = False
         self._fruitless = 0
         self._furthest = 0
         self._barren = Streak()
@@ -176,7 +178,7 @@ class Controller:
             return
         member.place = result
         member.state = WorkerState.READY
-        self._failed_starts.ended()
+        self._proven = True
         self._record.event(
             "worker ready", worker=member.id, node=result["node"], pid=result["pid"], warm_s=result["warm_s"]
         )
@@ -466,7 +468,7 @@ class Controller:
             "worker lost", worker=member.id, node=member.slot.node, rank=member.rank, reason=why, output=member.output,
             generation=member.generation if member.busy else None, held_s=held_s,
         )  # fmt: skip
-        if not member.warm and not silent:
+        if not (member.warm or silent or self._proven):
             self._failed_start(member, why)
         if running is None or not taking_part:
             return

@@ -241,6 +241,31 @@ def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_w
     assert "this is why" in Path(output).read_text()
 
 
+def test_newcomers_that_die_before_they_are_ready_do_not_end_a_run_that_trains(
+    root: Path, ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "_FAILED_STARTS", 2)
+    only_one = """
+once = build
+
+
+def build(schema, steps, **args):
+    try:
+        Path(steps, "built").touch(exist_ok=False)
+    except FileExistsError:
+        os._exit(7)
+    return once(schema, steps, **args)
+"""
+    mapping = paced(root, ray_cluster, tmp_path, {"min": 1, "max": 2})
+    mapping = faulty(mapping, tmp_path, PACED_MODEL + only_one, **mapping["model"]["args"])
+    with drill(mapping, "alone-at-last") as run:
+        run.until("training")
+        for _ in range(2):
+            run.until("worker lost")
+        run.stop()
+    assert isinstance(run.error, StoppedError) and not run.events("run failed")
+
+
 def test_a_worker_whose_device_fails_is_lost_and_the_others_go_on(
     root: Path, on_ray: dict[str, Any], pair: train.Result, tmp_path: Path
 ) -> None:
@@ -276,16 +301,21 @@ def test_a_stop_that_comes_while_the_workers_regroup_makes_a_checkpoint(
     assert weights(root, "regrouping", len(history(root, "regrouping", "train/loss")))
 
 
+@pytest.mark.parametrize(("cpus", "market"), [(1000, "any"), (1, "spot")])
 def test_too_few_workers_stop_the_run_after_the_wait(
-    root: Path, on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    root: Path, on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cpus: int, market: str
 ) -> None:
     monkeypatch.setattr(controller, "_PATIENT_S", 0.1)
     lines: list[str] = []
-    mapping = changed(on_ray, {"min": 1, "max": 1, "cpus": 1000, "wait_s": 1})
+    mapping = changed(on_ray, {"min": 1, "max": 1, "cpus": cpus, "wait_s": 1})
+    mapping["cluster"] = {**mapping["cluster"], "market": market}
     with pytest.raises(StoppedError, match=r"step 0 \(0 of at least 1 workers are ready\), without a checkpoint\."):
-        train.run(parse(mapping), run_id="nowhere", progress=lines.append)
+        train.run(parse(mapping), run_id=f"nowhere-{market}", progress=lines.append)
     waiting = [line for line in lines if line.startswith("waiting for 1 more worker (0 of 1 ready) for up to 1 s")]
-    assert [line.partition("; ")[2] for line in waiting] == ["the cluster has room for 0 workers like these only"]
+    where = "" if market == "any" else " on nodes with ray.io/market-type=spot"
+    assert [line.partition("; ")[2] for line in waiting] == [
+        f"the cluster has room for 0 workers like these only{where}"
+    ]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
