@@ -222,14 +222,24 @@ class ShuffledEpoch:
         return result
 
     def upcoming(self, wanted: range, rank: int, world_size: int) -> Sequence[int]:
-        """Shards of the windows that the first step's share lies in, then of those that follow in the same lanes."""
-        now = np.unique(self._pieces(wanted[:1], rank, world_size)[1])
+        """Shards of the windows that the first step's share lies in, then of those that follow in the same lanes.
+
+        Where ranks share a lane, only those that these steps read.
+        """
+        _, numbers, start, _ = self._pieces(wanted[:1], rank, world_size)
+        now = np.unique(numbers)
         following = now + 1
         # The next lane's first window was somebody's at the start of the epoch.
         opens_lane = np.isin(self._window_starts[following], self._lane_starts)
         following = np.setdiff1d(following[~opens_lane], now)
-        shards = [int(self._line[i]) for group in (now, following) for i in self._fragments(group)]
-        return list(dict.fromkeys(shards))
+        shared = self._shared_lanes(wanted[:1], rank, world_size, start)
+        fragments = []
+        for group in (now, following):
+            part = np.isin(self._lane_of(self._window_starts[group]), shared)
+            fragments.append(self._fragments(group[~part]))
+            if np.any(part):
+                fragments.append(self._read_fragments(wanted, rank, world_size, shared, group[part]))
+        return list(dict.fromkeys(self._line[np.concatenate(fragments)].tolist()))
 
     def line_position(self, positions: Rows) -> Rows:
         """Place in the line of each position."""
@@ -247,19 +257,22 @@ class ShuffledEpoch:
         counts[self._line] = np.diff(self._line_starts)
         return _prefix(counts)[self._line[fragment]] + place - self._line_starts[fragment]
 
-    def _pieces(self, wanted: range, rank: int, world_size: int) -> tuple[list[int], Rows, Rows, Rows]:
-        """Shares as ranges (window, start, stop) of the line before windows are dealt, each inside one window.
+    def _pieces(
+        self, wanted: range, rank: int, world_size: int, lanes: Rows | None = None
+    ) -> tuple[list[int], Rows, Rows, Rows]:
+        """Shares, or what they have of some lanes, as ranges (window, start, stop) of the line before it is dealt.
 
         Returns:
-            The rows up to the end of each step, and the ranges, step by step and lane by lane.
+            The rows of whole shares up to the end of each step, and the ranges, step by step and lane by lane, each
+            inside one window.
         """
         bounds = np.array([share_bounds(s, self.total, self._batch_size, rank, world_size) for s in wanted], np.int64)
         first, end, low, high = bounds.T[:, :, None]
-        lane = np.arange(self._lanes, dtype=np.int64)
+        lane = np.arange(self._lanes, dtype=np.int64) if lanes is None else lanes
         begin = (first - lane + self._lanes - 1) // self._lanes
         counts = (end - lane + self._lanes - 1) // self._lanes - begin
-        before = np.cumsum(counts, axis=1) - counts
-        base = self._lane_starts[:-1] + begin
+        before = self._in_lanes_before(end, lane) - self._in_lanes_before(first, lane)
+        base = self._lane_starts[lane] + begin
         start = base + np.clip(low - before, 0, counts)
         stop = base + np.clip(high - before, 0, counts)
         chosen = stop > start
@@ -274,16 +287,8 @@ class ShuffledEpoch:
 
     def _places(self, windows: _Windows, window: Rows, start: Rows, stop: Rows) -> NDArray[Any]:
         """Places in the line of the index ranges [start, stop) of windows, one after the other."""
+        window, turn, start, stop = _by_slice(windows, window, start, stop)
         blocks, slices = windows.blocks[window], windows.slices[window]
-        turn = np.minimum(start // blocks, slices)
-        spans = np.minimum((stop - 1) // blocks, slices) - turn + 1
-        if np.any(spans > 1):
-            turn = np.repeat(turn, spans) + _ranks(spans)
-            window, blocks, slices, start, stop = (
-                np.repeat(each, spans) for each in (window, blocks, slices, start, stop)
-            )
-            start = np.maximum(start, turn * blocks)
-            stop = np.where(turn < slices, np.minimum(stop, (turn + 1) * blocks), stop)
         last = turn == slices
         shift = permute(
             np.where(last, 0, turn).astype(np.uint32),
@@ -344,6 +349,41 @@ class ShuffledEpoch:
             end += length
         return out
 
+    def _in_lanes_before(self, positions: Rows, lane: Rows) -> Rows:
+        """How many of the positions below each are in lanes below this one."""
+        return positions // self._lanes * lane + np.minimum(positions % self._lanes, lane)
+
+    def _lane_of(self, places: Rows) -> Rows:
+        """Lanes that places of the line lie in."""
+        return np.searchsorted(self._lane_starts, places, side="right") - 1
+
+    def _shared_lanes(self, step: range, rank: int, world_size: int, start: Rows) -> Rows:
+        """Lanes of which a rank reads a part in a step, and others the rest; ``start`` is where its ranges do."""
+        # A share is taken lane by lane: only its first and its last can be shared.
+        lanes = np.unique(self._lane_of(start[[0, -1]])) if len(start) else start
+        rows = []
+        for share in ((rank, world_size), (0, 1)):
+            _, _, begin, end = self._pieces(step, *share, lanes)
+            rows.append(np.bincount(self._lane_of(begin), end - begin, self._lanes))
+        return lanes[rows[0][lanes] < rows[1][lanes]]
+
+    def _read_fragments(self, wanted: range, rank: int, world_size: int, lanes: Rows, among: Rows) -> Rows:
+        """Positions in the line of the shards that a rank reads in some steps, of some windows of some lanes."""
+        _, numbers, start, stop = self._pieces(wanted, rank, world_size, lanes)
+        chosen = np.isin(numbers, among)
+        windows, window = self._at_hand(numbers[chosen])
+        begin = windows.start[window]
+        window, _, start, stop = _by_slice(windows, window, start[chosen] - begin, stop[chosen] - begin)
+        # A slice goes through the blocks in turn: between its first row and its last one are all others.
+        low, high = (self._places(windows, window, index, index + 1).astype(np.int64) for index in (start, stop - 1))
+        # Unless they lie around the end of the window, as it is rotated.
+        around, begin = high < low, windows.start[window]
+        last = np.where(around, begin + windows.size[window] - 1, high)
+        low, high = np.append(low, begin[around]), np.append(last, high[around])
+        first, last = (np.searchsorted(self._line_starts, end, side="right") - 1 for end in (low, high))
+        counts = last - first + 1
+        return np.unique(np.repeat(first, counts) + _ranks(counts))
+
     def _at_hand(self, numbers: Rows) -> tuple[_Windows, Rows]:
         """The windows of these numbers, each once, and where each number is among them."""
         used, window = np.unique(numbers, return_inverse=True)
@@ -378,6 +418,19 @@ class ShuffledEpoch:
         last = np.searchsorted(self._line_starts, self._window_starts[windows + 1] - 1, side="right") - 1
         counts = last - first + 1
         return np.unique(np.repeat(first, counts) + _ranks(counts))
+
+
+def _by_slice(windows: _Windows, window: Rows, start: Rows, stop: Rows) -> tuple[Rows, Rows, Rows, Rows]:
+    """Cuts the index ranges [start, stop) of windows where a slice ends: (window, number of the slice, start, stop)."""
+    blocks, slices = windows.blocks[window], windows.slices[window]
+    turn = np.minimum(start // blocks, slices)
+    spans = np.minimum((stop - 1) // blocks, slices) - turn + 1
+    if np.any(spans > 1):
+        turn = np.repeat(turn, spans) + _ranks(spans)
+        window, blocks, slices, start, stop = (np.repeat(each, spans) for each in (window, blocks, slices, start, stop))
+        start = np.maximum(start, turn * blocks)
+        stop = np.where(turn < slices, np.minimum(stop, (turn + 1) * blocks), stop)
+    return window, turn, start, stop
 
 
 def _by_shard(places: NDArray[Any], windows: _Windows) -> list[Segment]:

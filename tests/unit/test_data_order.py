@@ -166,25 +166,33 @@ def test_windows_tile_lanes_and_hold_at_least_half_of_k_fragments(shards: list[i
         assert alone or k / 2 <= fragments < 1.5 * k
 
 
-def test_upcoming_names_every_shard_of_the_share_first() -> None:
-    shards = [50] * 64
-    made = epoch_of(shards, 4, 3, 128)
-    for step in range(0, order.steps(made.total, 128), 3):
-        needed = {segment.shard for segment in share(made, step, 1, 2)}
-        upcoming = list(made.upcoming(range(step, step + 1), 1, 2))
-        assert needed <= set(upcoming)
+@given(sizes, lanes, windows, st.integers(1, 200), st.integers(1, 6), st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_upcoming_names_every_shard_of_the_share(
+    shards: list[int], c: int, k: int, batch: int, world: int, start: int
+) -> None:
+    made = epoch_of(shards, c, k, batch)
+    step = start % order.steps(made.total, batch)
+    for rank in range(world):
+        upcoming = list(made.upcoming(range(step, step + 1), rank, world))
+        assert {segment.shard for segment in share(made, step, rank, world)} <= set(upcoming)
         assert len(upcoming) == len(set(upcoming))
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_what_is_prefetched_is_what_is_read(shuffle: bool) -> None:
-    """No node prefetches the first window of the lane after its own."""
+@pytest.mark.parametrize(("shuffle", "world"), [(True, 4), (True, 3), (True, 7), (False, 4)])
+def test_what_is_prefetched_is_what_is_read(shuffle: bool, world: int) -> None:
+    """No node prefetches the first window of the lane after its own, or what others read of the lanes it shares."""
     shards = [50] * 64
     made = epoch_of(shards, 8, 2, 128) if shuffle else SequentialEpoch(shards, 128)
     total = order.steps(made.total, 128)
-    for rank in range(4):
-        read = {segment.shard for step in range(total) for segment in share(made, step, rank, 4)}
-        prefetched = {shard for step in range(total) for shard in made.upcoming(range(step, step + 1), rank, 4)}
+    ahead = 4
+    for rank in range(world):
+        read = {segment.shard for step in range(total) for segment in share(made, step, rank, world)}
+        prefetched = {
+            shard
+            for step in range(0, total, ahead)
+            for shard in made.upcoming(range(step, min(step + 2 * ahead, total)), rank, world)
+        }
         assert prefetched == read
 
 
@@ -223,6 +231,25 @@ def test_a_node_reads_about_its_own_share_of_the_bytes(nodes: int, at_most: floa
     for node in range(nodes):
         touched += len({segment.shard for each in made.shares(everything, node, nodes) for segment in each})
     assert touched / len(shards) <= at_most
+
+
+@pytest.mark.parametrize("gone", [15, 7])
+def test_a_node_that_leaves_in_mid_epoch_costs_the_windows_that_change_hands(gone: int) -> None:
+    """16 nodes divide the 64 lanes, 15 and 14 do not: what nodes prefetch, over the shards there are."""
+    made = epoch_of([64] * (64 * 32), 64, 3, 64 * 64)
+    total = order.steps(made.total, 64 * 64)
+    for nodes, at_most in ((16, 1.17), (15, 1.23)):
+        fetched = 0
+        for node in range(nodes):
+            mine: set[int] = set()
+            for step in range(total):
+                if step < total // 2:
+                    mine.update(made.upcoming(range(step, total), node, nodes))
+                elif node != min(gone, nodes - 1):
+                    left = node - (node > gone)
+                    mine.update(made.upcoming(range(step, total), left, nodes - 1))
+            fetched += len(mine)
+        assert fetched / (64 * 32) <= at_most
 
 
 GOLDEN_ROWS = [23894, 12195, 23901, 12208, 23921, 12217, 23932, 12230]
