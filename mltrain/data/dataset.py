@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from mltrain.data.cache import NodeCache
 from mltrain.data.manifest import Manifest, manifest_path
-from mltrain.data.order import SequentialEpoch
 from mltrain.data.publish import read_manifest, read_pointer, read_record
 from mltrain.data.schema import Schema, column_names
 from mltrain.data.shard import blob_path
+from mltrain.data.shares import SequentialEpoch
 from mltrain.data.source import ShardSource
 from mltrain.data.verify import VerifyReport, verify
 from mltrain.errors import DamagedError, MissingDependencyError, NotFoundError, RequestError

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from mltrain.data.batch import Batch, Ragged
-from mltrain.data.order import Segment
 from mltrain.data.schema import Column, Schema
 from mltrain.data.shard import Shard
+from mltrain.data.shares import Segment
 from mltrain.data.source import ShardSource
 
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from mltrain.data.batch import Batch
 from mltrain.data.dataset import Dataset
-from mltrain.data.order import EpochOrder, Segment, SequentialEpoch, ShuffledEpoch, steps
+from mltrain.data.order import ShuffledEpoch
 from mltrain.data.pipeline import Pipeline
 from mltrain.data.schema import Schema, column_names
+from mltrain.data.shares import EpochOrder, Segment, SequentialEpoch, steps
 from mltrain.errors import RequestError
 
 if TYPE_CHECKING:

@@ -31,14 +31,13 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mltrain.data.dealing import ROUNDS, U32, block_table, dealt, describe_blocks, longer_block, mix64, permute, radices
-
-Rows = NDArray[np.int64]
+from mltrain.data.shares import Rows, Segment, prefix, ranks, share_bounds
 
 _VERSION = "mltrain-order-2"
 # Blocks of a window and rows of a block fit 16 bits, so that products of them fit 32.
@@ -46,94 +45,6 @@ _MAX_BLOCKS = (1 << 16) - 1
 # Long pieces, which are few, are dealt one at a time, from tables of their windows' blocks.
 _LONG_PIECE = 1024
 _TABLES = 64
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows of one shard, in the order in which they are delivered.
-
-    Attributes:
-        shard: canonical position of the shard in its split.
-        rows: row numbers inside the shard, ascending: an array, or a slice when they are consecutive.
-        count: how many there are.
-    """
-
-    shard: int
-    rows: Rows | slice
-    count: int
-
-
-class EpochOrder(Protocol):
-    """The order of one epoch."""
-
-    total: int
-
-    def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
-        """What one rank reads in each of some consecutive steps, in delivery order."""
-
-    def upcoming(self, wanted: range, rank: int, world_size: int) -> Sequence[int]:
-        """Shards to prefetch before the first of these consecutive steps, in the order of need."""
-
-
-def steps(total: int, batch_size: int) -> int:
-    """Steps an epoch; the last one may be short."""
-    return -(-total // batch_size)
-
-
-def share_bounds(step: int, total: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int, int, int]:
-    """(first position, end position) of a step and (start, stop) of a rank's share among them."""
-    first = step * batch_size
-    end = min(first + batch_size, total)
-    if not 0 <= first < end:
-        raise IndexError(f"step {step} of an epoch of {steps(total, batch_size)} steps")
-    size = end - first
-    return first, end, rank * size // world_size, (rank + 1) * size // world_size
-
-
-class SequentialEpoch:
-    """The canonical order: position p is canonical row p.
-
-    Args:
-        sizes: rows of each shard of the split, in canonical order.
-        batch_size: G.
-    """
-
-    def __init__(self, sizes: Sequence[int] | NDArray[np.int64], batch_size: int) -> None:
-        self._starts = _prefix(np.asarray(sizes, np.int64))
-        self._batch_size = batch_size
-        self.total = int(self._starts[-1])
-
-    def shares(self, wanted: range, rank: int, world_size: int) -> list[list[Segment]]:
-        """What one rank reads in each step: consecutive rows."""
-        bounds = [share_bounds(s, self.total, self._batch_size, rank, world_size) for s in wanted]
-        ends = [(first + start, first + stop) for first, _, start, stop in bounds]
-        shards = np.searchsorted(self._starts, [start for start, _ in ends], side="right") - 1
-        return [self._segments(shard, *end) for shard, end in zip(shards.tolist(), ends, strict=True)]
-
-    def segments(self, start: int, stop: int) -> list[Segment]:
-        """The canonical rows [start, stop), by shard."""
-        return self._segments(int(np.searchsorted(self._starts, start, side="right")) - 1, start, stop)
-
-    def _segments(self, shard: int, start: int, stop: int) -> list[Segment]:
-        """The same; ``shard`` is where they begin."""
-        result = []
-        while start < stop:
-            low, high = int(self._starts[shard]), min(stop, int(self._starts[shard + 1]))
-            if high > start:
-                result.append(Segment(shard, slice(start - low, high - low), high - start))
-            start = high
-            shard += 1
-        return result
-
-    def upcoming(self, wanted: range, rank: int, world_size: int) -> Sequence[int]:
-        """The shards that the rank reads in these steps."""
-        bounds = np.array([share_bounds(s, self.total, self._batch_size, rank, world_size) for s in wanted], np.int64)
-        first, start, stop = bounds[:, 0], bounds[:, 2], bounds[:, 3]
-        low = np.searchsorted(self._starts, first + start, side="right") - 1
-        high = np.searchsorted(self._starts, first + stop, side="left")
-        counts = np.maximum(high - low, 0)
-        shards: list[int] = np.unique(np.repeat(low, counts) + _ranks(counts)).tolist()
-        return shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +111,7 @@ class ShuffledEpoch:
         self._lanes = lanes
         # No two scores are equal: the mix is a bijection.
         self._line = np.argsort(mix64(np.arange(len(counts), dtype=np.uint64), line_key))
-        self._line_starts = _prefix(counts[self._line])
+        self._line_starts = prefix(counts[self._line])
         quotient, longer = divmod(self.total, lanes)
         lane = np.arange(lanes + 1, dtype=np.int64)
         self._lane_starts = lane * quotient + np.minimum(lane, longer)
@@ -255,7 +166,7 @@ class ShuffledEpoch:
         fragment = np.searchsorted(self._line_starts, place, side="right") - 1
         counts = np.empty(len(self._line), np.int64)
         counts[self._line] = np.diff(self._line_starts)
-        return _prefix(counts)[self._line[fragment]] + place - self._line_starts[fragment]
+        return prefix(counts)[self._line[fragment]] + place - self._line_starts[fragment]
 
     def _pieces(
         self, wanted: range, rank: int, world_size: int, lanes: Rows | None = None
@@ -280,7 +191,7 @@ class ShuffledEpoch:
         window = np.searchsorted(self._window_starts, start, side="right") - 1
         spans = np.searchsorted(self._window_starts, stop - 1, side="right") - window
         if np.any(spans > 1):
-            window = np.repeat(window, spans) + _ranks(spans)
+            window = np.repeat(window, spans) + ranks(spans)
             start = np.maximum(np.repeat(start, spans), self._window_starts[window])
             stop = np.minimum(np.repeat(stop, spans), self._window_starts[window + 1])
         return np.cumsum(bounds[:, 3] - bounds[:, 2]).tolist(), window, start, stop
@@ -331,7 +242,7 @@ class ShuffledEpoch:
         each = (windows.slices.astype(np.uint32), windows.longer, windows.block_key, windows.rotation)
         out = np.empty(int(lengths.sum()), origin.dtype)
         if len(first) * _LONG_PIECE > len(out):
-            number = np.repeat(first, lengths) + _ranks(lengths).astype(np.uint32)
+            number = np.repeat(first, lengths) + ranks(lengths).astype(np.uint32)
             where = np.repeat(window, lengths)
             of_last = np.flatnonzero(np.repeat(last, lengths))
             number[of_last] = longer_block(number[of_last], windows.longer[where[of_last]])
@@ -382,7 +293,7 @@ class ShuffledEpoch:
         low, high = np.append(low, begin[around]), np.append(last, high[around])
         first, last = (np.searchsorted(self._line_starts, end, side="right") - 1 for end in (low, high))
         counts = last - first + 1
-        return np.unique(np.repeat(first, counts) + _ranks(counts))
+        return np.unique(np.repeat(first, counts) + ranks(counts))
 
     def _at_hand(self, numbers: Rows) -> tuple[_Windows, Rows]:
         """The windows of these numbers, each once, and where each number is among them."""
@@ -417,7 +328,7 @@ class ShuffledEpoch:
         first = np.searchsorted(self._line_starts, self._window_starts[windows], side="right") - 1
         last = np.searchsorted(self._line_starts, self._window_starts[windows + 1] - 1, side="right") - 1
         counts = last - first + 1
-        return np.unique(np.repeat(first, counts) + _ranks(counts))
+        return np.unique(np.repeat(first, counts) + ranks(counts))
 
 
 def _by_slice(windows: _Windows, window: Rows, start: Rows, stop: Rows) -> tuple[Rows, Rows, Rows, Rows]:
@@ -426,7 +337,7 @@ def _by_slice(windows: _Windows, window: Rows, start: Rows, stop: Rows) -> tuple
     turn = np.minimum(start // blocks, slices)
     spans = np.minimum((stop - 1) // blocks, slices) - turn + 1
     if np.any(spans > 1):
-        turn = np.repeat(turn, spans) + _ranks(spans)
+        turn = np.repeat(turn, spans) + ranks(spans)
         window, blocks, slices, start, stop = (np.repeat(each, spans) for each in (window, blocks, slices, start, stop))
         start = np.maximum(start, turn * blocks)
         stop = np.where(turn < slices, np.minimum(stop, (turn + 1) * blocks), stop)
@@ -464,7 +375,7 @@ def cut_windows(line_starts: Rows, lane_starts: Rows, window: int) -> Rows:
     per_lane = np.diff(first)
     windows = -(-per_lane // window)
     windows -= ((per_lane - (windows - 1) * window) * 2 < window) & (windows > 1)
-    opens = np.repeat(first[:-1], windows) + _ranks(windows) * window
+    opens = np.repeat(first[:-1], windows) + ranks(windows) * window
     return np.append(fragments[opens], line_starts[-1])
 
 
@@ -472,16 +383,3 @@ def _keys(digest: str, split: str, seed: int, epoch: int) -> tuple[int, int]:
     text = "\0".join([_VERSION, digest, split, str(int(seed)), str(int(epoch))])
     raw = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
-
-
-def _prefix(counts: Rows) -> Rows:
-    out = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=out[1:])
-    return out
-
-
-def _ranks(counts: Rows) -> Rows:
-    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ..."""
-    ends = np.cumsum(counts)
-    starts: Rows = np.repeat(ends - counts, counts)
-    return np.arange(len(starts)) - starts

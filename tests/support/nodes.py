@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from mltrain.data import Build, Column, Dataset, NodeCache, Schema, ShardEntry, assemble, write_shard
-from mltrain.data.order import ShuffledEpoch, steps
+from mltrain.data.order import ShuffledEpoch
 from mltrain.data.shard import blob_path
+from mltrain.data.shares import steps
 from mltrain.storage import open_store
 from tests.support.s3 import S3Server
 

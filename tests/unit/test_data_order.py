@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mltrain.data import dealing, order
-from mltrain.data.order import Segment, SequentialEpoch, ShuffledEpoch
+from mltrain.data.order import ShuffledEpoch
+from mltrain.data.shares import EpochOrder, Segment, SequentialEpoch, steps
 
 DIGEST = "d" * 64
 
@@ -23,7 +24,7 @@ def epoch_of(
     return ShuffledEpoch(shards, batch, lanes=c, window=k, digest=DIGEST, split=split, seed=seed, epoch=epoch)
 
 
-def share(made: order.EpochOrder, step: int, rank: int, world: int) -> list[Segment]:
+def share(made: EpochOrder, step: int, rank: int, world: int) -> list[Segment]:
     return made.shares(range(step, step + 1), rank, world)[0]
 
 
@@ -99,7 +100,7 @@ def test_every_step_has_the_same_rows_for_any_number_of_workers(
     """The world size changes after every step, as it may in mid-epoch; each row comes once, in its own step."""
     made = epoch_of(shards, c, k, batch)
     expected = made.canonical_rows(np.arange(made.total))
-    for step in range(order.steps(made.total, batch)):
+    for step in range(steps(made.total, batch)):
         world = worlds[step % len(worlds)]
         shares = [canonical(shards, share(made, step, rank, world)) for rank in range(world)]
         wanted = expected[step * batch : (step + 1) * batch]
@@ -114,7 +115,7 @@ def test_shares_are_contiguous_in_lane_major_order_and_sorted_by_place_in_the_li
     shards: list[int], c: int, k: int, batch: int, world: int
 ) -> None:
     made = epoch_of(shards, c, k, batch)
-    for step in range(order.steps(made.total, batch)):
+    for step in range(steps(made.total, batch)):
         positions = np.arange(step * batch, min((step + 1) * batch, made.total))
         lane_major = positions[np.lexsort((positions // c, positions % c))]
         places, rows = made.line_position(lane_major), made.canonical_rows(lane_major)
@@ -130,7 +131,7 @@ def test_steps_planned_together_are_those_planned_alone(
     shards: list[int], c: int, k: int, batch: int, world: int
 ) -> None:
     made = epoch_of(shards, c, k, batch)
-    wanted = range(order.steps(made.total, batch))
+    wanted = range(steps(made.total, batch))
     for rank in range(world):
         together = made.shares(wanted, rank, world)
         alone = [share(made, step, rank, world) for step in wanted]
@@ -143,8 +144,8 @@ def test_without_shuffle_the_order_is_canonical_and_shares_are_contiguous(
     shards: list[int], batch: int, world: int
 ) -> None:
     made = SequentialEpoch(shards, batch)
-    steps = range(order.steps(made.total, batch))
-    rows = [row for s in steps for r in range(world) for row in canonical(shards, share(made, s, r, world))]
+    wanted = range(steps(made.total, batch))
+    rows = [row for s in wanted for r in range(world) for row in canonical(shards, share(made, s, r, world))]
     assert rows == list(range(sum(shards)))
 
 
@@ -172,7 +173,7 @@ def test_upcoming_names_every_shard_of_the_share(
     shards: list[int], c: int, k: int, batch: int, world: int, start: int
 ) -> None:
     made = epoch_of(shards, c, k, batch)
-    step = start % order.steps(made.total, batch)
+    step = start % steps(made.total, batch)
     for rank in range(world):
         upcoming = list(made.upcoming(range(step, step + 1), rank, world))
         assert {segment.shard for segment in share(made, step, rank, world)} <= set(upcoming)
@@ -184,7 +185,7 @@ def test_what_is_prefetched_is_what_is_read(shuffle: bool, world: int) -> None:
     """No node prefetches the first window of the lane after its own, or what others read of the lanes it shares."""
     shards = [50] * 64
     made = epoch_of(shards, 8, 2, 128) if shuffle else SequentialEpoch(shards, 128)
-    total = order.steps(made.total, 128)
+    total = steps(made.total, 128)
     ahead = 4
     for rank in range(world):
         read = {segment.shard for step in range(total) for segment in share(made, step, rank, world)}
@@ -226,7 +227,7 @@ def test_a_node_reads_about_its_own_share_of_the_bytes(nodes: int, at_most: floa
     shards = [64] * (256 * 32)
     batch = 256 * 64
     made = epoch_of(shards, 256, 4, batch)
-    everything = range(order.steps(made.total, batch))
+    everything = range(steps(made.total, batch))
     touched = 0
     for node in range(nodes):
         touched += len({segment.shard for each in made.shares(everything, node, nodes) for segment in each})
@@ -237,7 +238,7 @@ def test_a_node_reads_about_its_own_share_of_the_bytes(nodes: int, at_most: floa
 def test_a_node_that_leaves_in_mid_epoch_costs_the_windows_that_change_hands(gone: int) -> None:
     """16 nodes divide the 64 lanes, 15 and 14 do not: what nodes prefetch, over the shards there are."""
     made = epoch_of([64] * (64 * 32), 64, 3, 64 * 64)
-    total = order.steps(made.total, 64 * 64)
+    total = steps(made.total, 64 * 64)
     for nodes, at_most in ((16, 1.17), (15, 1.23)):
         fetched = 0
         for node in range(nodes):
