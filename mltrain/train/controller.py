@@ -13,9 +13,9 @@ from mltrain.train.fleet import Fleet, Member, Returned
 from mltrain.train.membership import Action, Generation, Limits, Plan, WorkerState
 from mltrain.train.placement import WorkerSource
 from mltrain.train.record import RunRecord
+from mltrain.train.retries import Retries
 from mltrain.train.signals import StopRequest
 from mltrain.train.spec import Spec, Task
-from mltrain.train.streak import Streak
 from mltrain.train.vigil import Running, Vigil
 
 if TYPE_CHECKING:
@@ -30,13 +30,6 @@ _PATIENT_S = 5.0
 # So long those who wait to join, or whose node is to be left, wait for a checkpoint that is on its way to storage: all
 # ranks would stand still until it is there.
 _JOINS_LATER_S, _LEAVES_LATER_S = 60.0, 10.0
-# Workers that died one after another, not at once, before they were ready, when none has ever been: starting more does
-# not mend what is wrong. Later it is their nodes, which are held back, or else the run waits for as long as it may.
-_FAILED_STARTS = 5
-# Generations that ended one after another before a step was done: something is wrong that forming more does not mend.
-_FRUITLESS = 10
-# Workers that ended one after another, not at once, while the training got no further: something in it ends them.
-_BARREN = 10
 
 
 class Controller:
@@ -62,11 +55,7 @@ class Controller:
         self._fleet = Fleet(spec, source, run_id, lease, self._inbox)
         self._running: Running | None = None
         self._generations = 0
-        self._failed_starts = Streak()
-        self._proven = False
-        self._fruitless = 0
-        self._furthest = 0
-        self._barren = Streak()
+        self._retries = Retries()
         self._vigil = Vigil(self._fleet, record)
         self._short_since: float | None = None
         self._regroups_since: float | None = None
@@ -178,7 +167,7 @@ class Controller:
             return
         member.place = result
         member.state = WorkerState.READY
-        self._proven = True
+        self._retries.ready()
         self._record.event(
             "worker ready", worker=member.id, node=result["node"], pid=result["pid"], warm_s=result["warm_s"]
         )
@@ -315,7 +304,10 @@ class Controller:
         if damaged and self._restoring is not None:
             self._record.set_aside(self._restoring.step, damaged[0].reason)
             self._record.restore_point()
-        return self._fruitless_end(running, outcomes)
+        if len(outcomes) == len(running.generation.members):
+            # Formed again, but not for ever.
+            self._fail(self._retries.ended(outcomes[0].reason))
+        return self._failure
 
     def _awaited(self, running: Running) -> list[str]:
         """Members that have not left yet, but for the silent ones: nobody waits for these."""
@@ -324,17 +316,6 @@ class Controller:
             w for w in running.generation.members if w in members and members[w].state is not WorkerState.SUSPECT
         ]
         return [worker for worker in present if worker not in running.outcomes or worker not in running.left]
-
-    def _fruitless_end(self, running: Running, outcomes: list[Outcome]) -> Outcome | None:
-        """A generation that nobody was lost from and that yet did no step is formed again, but not for ever."""
-        if len(outcomes) == len(running.generation.members):
-            self._fruitless += 1
-        if self._fruitless < _FRUITLESS:
-            return None
-        error = TrainingError(
-            f"{_FRUITLESS} generations in a row ended before a step was done; the last: {outcomes[0].reason}"
-        )
-        return Outcome(Ending.FAILED, self._record.recorded, error)
 
     # Actions
 
@@ -468,39 +449,22 @@ class Controller:
             "worker lost", worker=member.id, node=member.slot.node, rank=member.rank, reason=why, output=member.output,
             generation=member.generation if member.busy else None, held_s=held_s,
         )  # fmt: skip
-        if not (member.warm or silent or self._proven):
-            self._failed_start(member, why)
-        if running is None or not taking_part:
-            return
-        running.outcomes[member.id] = None
-        if not silent:
-            self._count_barren(running.generation.number, member, why)
-        self._interrupt()
+        if not (member.warm or silent):
+            self._fail(self._retries.not_started(member.started, time.monotonic(), why, member.output))
+        if member.busy:
+            reached = max(self._record.recorded, *(m.step for m in self._fleet.members.values()), 0)
+            self._fail(self._retries.lost(member.generation, reached, why, member.output))
+        if running is not None and taking_part:
+            running.outcomes[member.id] = None
+            self._interrupt()
 
-    def _count_barren(self, generation: int, member: Member, why: str) -> None:
-        """Bad luck strikes anywhere; what strikes at one step again and again is in that step."""
-        reached = max(self._record.recorded, *(m.step for m in self._fleet.members.values()), 0)
-        if reached > self._furthest:
-            self._barren.ended()
-        self._furthest = max(self._furthest, reached)
-        if self._barren.failed(generation, generation) >= _BARREN:
-            error = TrainingError(
-                f"{_BARREN} workers ended one after another and the training did not get beyond step {self._furthest}: "
-                f"something in it ends them; the last one: {why} (what it printed: {member.output})"
-            )
-            self._failure = Outcome(Ending.FAILED, self._record.recorded, error)
-
-    def _failed_start(self, member: Member, why: str) -> None:
-        if self._failed_starts.failed(member.started, time.monotonic()) >= _FAILED_STARTS:
-            error = TrainingError(
-                f"{_FAILED_STARTS} workers died one after another before they were ready; the last one: {why} "
-                f"(what it printed: {member.output})"
-            )
+    def _fail(self, error: TrainingError | None) -> None:
+        if error is not None:
             self._failure = Outcome(Ending.FAILED, self._record.recorded, error)
 
     def _recovered(self, step: int) -> None:
         """The first step of a generation is done."""
-        self._fruitless = 0
+        self._retries.stepped()
         if self._lost_at is not None:
             downtime_s = time.monotonic() - self._lost_at
             self._record.event("training again", step=step, downtime_s=downtime_s, steps_repeated=self._void_steps)

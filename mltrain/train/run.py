@@ -256,8 +256,10 @@ class _Attempt:
         reason = stop.reason or outcome.reason
         command = resume_command(self._run_id)
         record.event("run stopped", step=outcome.step, reason=reason)
-        self._conclude(record, log, "stopped", outcome.step, reason=reason, resume=command)
-        saved = kept(record.newest, outcome.step)
+        # Where everyone was lost, what was done after the last checkpoint is void.
+        newest = record.newest
+        self._conclude(record, log, "stopped", newest.step if newest else 0, reason=reason, resume=command)
+        saved = kept(newest, outcome.step)
         raise StoppedError(f"Run {self._run_id} stopped after step {outcome.step} ({reason}), {saved}.", command)
 
     def _conclude(

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from mltrain.errors import StoppedError
-from mltrain.train import controller
+from mltrain.train import retries
 from tests.chaos.result import Result
 from tests.support.datasets import make_dataset
 from tests.support.drill import Drill, check_exact, drill, paced
@@ -49,10 +49,10 @@ def run(count: int, seed: int, folder: Path, moments: int = 20) -> Result:
         result.figures["skipped"] = why
         return result
     make_dataset(folder, rows=ROWS, shards=6)
-    with hosts(4, folder / "hosts", cpus=2) as made, pytest.MonkeyPatch.context() as patience:
+    with hosts(4, folder / "hosts", cpus=2) as made, pytest.MonkeyPatch.context() as endless:
         # Workers that are killed while they start, again and again, look like workers that cannot start.
-        patience.setattr(controller, "_FAILED_STARTS", _NEVER)
-        patience.setattr(controller, "_BARREN", _NEVER)
+        endless.setattr(retries, "_FAILED_STARTS", _NEVER)
+        endless.setattr(retries, "_BARREN", _NEVER)
         number = seed
         while result.counts[_FAULTS] < count and not result.failures[5:]:
             with result.case(number), _temporary_files_in(folder / f"temporary-{number}"):

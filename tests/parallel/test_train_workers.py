@@ -16,7 +16,7 @@ from mltrain.results import read_events, read_metrics
 from mltrain.storage import lease as leases
 from mltrain.storage import open_store
 from mltrain.storage.lease import fence
-from mltrain.train import cluster, controller
+from mltrain.train import cluster, controller, retries
 from tests.support.datasets import Features, make_dataset
 from tests.support.drill import PACED_MODEL, drill, paced
 from tests.support.processes import wait_until
@@ -232,7 +232,7 @@ def test_a_newcomer_joins_when_the_checkpoint_on_its_way_is_there_and_the_others
 def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_where_they_printed(
     root: Path, on_ray: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "_FAILED_STARTS", 2)
+    monkeypatch.setattr(retries, "_FAILED_STARTS", 2)
     source = "import os\n\ndef build(schema):\n    os.write(2, b'this is why')\n    os._exit(7)\n"
     mapping = faulty(changed(on_ray, 1), tmp_path, source)
     with pytest.raises(TrainingError, match=r"2 workers died .*what it printed: [^:]+:(.*)\)") as caught:
@@ -244,7 +244,7 @@ def test_workers_that_die_before_they_are_ready_end_the_run_and_the_error_says_w
 def test_newcomers_that_die_before_they_are_ready_do_not_end_a_run_that_trains(
     root: Path, ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "_FAILED_STARTS", 2)
+    monkeypatch.setattr(retries, "_FAILED_STARTS", 2)
     only_one = """
 once = build
 
@@ -257,13 +257,21 @@ def build(schema, steps, **args):
     return once(schema, steps, **args)
 """
     mapping = paced(root, ray_cluster, tmp_path, {"min": 1, "max": 2})
+    mapping["train"]["checkpoint"] = {"every": {"steps": 50}}
     mapping = faulty(mapping, tmp_path, PACED_MODEL + only_one, **mapping["model"]["args"])
     with drill(mapping, "alone-at-last") as run:
         run.until("training")
         for _ in range(2):
             run.until("worker lost")
+        run.until("checkpoint")
+        trained = run.events("worker ready")[0]
+        os.kill(trained["pid"], signal.SIGKILL)
+        run.until("worker lost", worker=trained["worker"])
         run.stop()
-    assert isinstance(run.error, StoppedError) and not run.events("run failed")
+    assert isinstance(run.error, StoppedError) and "with a checkpoint" in str(run.error)
+    # What was done after the last checkpoint went with the only worker that held it.
+    result = train.load(str(root), "alone-at-last")
+    assert result.step == run.events("checkpoint")[-1]["step"] and result.downtime_s > 0
 
 
 def test_a_worker_whose_device_fails_is_lost_and_the_others_go_on(
@@ -278,9 +286,18 @@ def test_a_worker_whose_device_fails_is_lost_and_the_others_go_on(
 def test_a_step_that_always_ends_its_worker_ends_the_run(
     root: Path, on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "_BARREN", 2)
-    with pytest.raises(TrainingError, match=r"2 workers ended one after another .* beyond step \d+: .*what it printed"):
+    monkeypatch.setattr(retries, "_BARREN", 2)
+    with pytest.raises(TrainingError, match=r"2 workers were lost one after .* beyond step \d+: .*what it printed"):
         train.run(parse(changed(on_ray, 1, at=[0, 15], what="kill")), run_id="poison")
+
+
+def test_a_step_that_always_holds_up_the_signs_of_life_ends_the_run(
+    root: Path, on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_BARREN", 1)
+    heartbeat = {"heartbeat": {"interval_s": 0.1, "misses": 5}}
+    with pytest.raises(TrainingError, match=r"1 workers were lost .* beyond step \d+: .*train\.heartbeat.*silent for"):
+        train.run(parse(changed(on_ray, 1, heartbeat, at=[0, 15], what="hold")), run_id="held-up")
 
 
 def test_a_stop_that_comes_while_the_workers_regroup_makes_a_checkpoint(

@@ -22,7 +22,7 @@ _NOT_NEEDED = {"ray", "horovod", "pyspark", "torchmetrics"}
 
 # A model that does something at one step of one process: the file named by `flag` makes it happen once.
 FAULTY_MODEL = """
-import os, resource, signal, sys, time
+import ctypes, os, resource, signal, sys, time
 
 import torch
 from mltrain.models import TabularMLP
@@ -54,6 +54,9 @@ class Model(TabularMLP):
             if self.what == "raise":
                 print("the user's own output", flush=True)
                 raise ValueError("the user's own mistake")
+            if self.what == "hold":
+                # Called so, it keeps Python's lock.
+                ctypes.PyDLL(None).sleep(10)
             if self.what == "exit":
                 sys.exit(0)
             if self.what == "nan":
