@@ -1,8 +1,9 @@
 """Claim: a checkpoint costs the steps at most 1.1 times the bare copy, and storage gets 0.8 of what plain puts give it.
 
 One process holds a model and Adam's state (three times the weights) and saves it again and again: with this library,
-with `torch.save` (to memory, then one put: the steps wait for all of it), and with torch.distributed.checkpoint's
-async_save (to a directory). All take turns, in a directory and on a local S3 server. Beside them: a bare copy of the
+with `torch.save` (to memory, then one put: the steps wait for all of it), with torch.distributed.checkpoint's
+async_save (to a directory), and with Ray Train's report() (a worker of its own saves to a local directory, which is
+uploaded beside the steps). All take turns, in a directory and on a local S3 server. Beside them: a bare copy of the
 same tensors to memory that is used again (the least a consistent copy can cost), and plain puts of as many objects of
 the same size from four threads (what the store takes).
 
@@ -26,10 +27,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pyarrow.fs import S3FileSystem
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save
 
+from benchmarks.checkpoint_ray import RayReport
 from benchmarks.versions import surroundings
 from mltrain.storage import Store, open_store
 from mltrain.train import checkpoints
@@ -60,13 +63,17 @@ def main() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     tensors = _replica(given.megabytes * 1_000_000)
-    print(surroundings("torch", "obstore"))
+    print(surroundings("torch", "obstore", "ray"))
     print(f"{given.megabytes} MB in {len(tensors)} tensors, {given.rounds} rounds, medians")
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
-        _compare("directory", open_store(f"{folder}/root"), tensors, given.rounds, Path(folder, "dcp"))
+        with RayReport(f"{folder}/ray", None, tensors) as report:
+            _compare("directory", open_store(f"{folder}/root"), tensors, given.rounds, report, Path(folder, "dcp"))
         with s3.serve(Path(folder, "s3")) as server, s3.environment(server):
-            _compare("S3", open_store(server.bucket()), tensors, given.rounds, None)
+            bucket = server.bucket()
+            filesystem = S3FileSystem(endpoint_override=server.endpoint)
+            with RayReport(f"{bucket.removeprefix('s3://')}/ray", filesystem, tensors) as report:
+                _compare("S3", open_store(bucket), tensors, given.rounds, report, None)
         dist.destroy_process_group()
 
 
@@ -79,7 +86,9 @@ def _replica(size_bytes: int) -> dict[str, Tensor]:
     return made
 
 
-def _compare(place: str, store: Store, tensors: dict[str, Tensor], rounds: int, directory: Path | None) -> None:
+def _compare(
+    place: str, store: Store, tensors: dict[str, Tensor], rounds: int, report: RayReport, directory: Path | None
+) -> None:
     """All sides in turn, every round; prints medians, and medians of the rounds' ratios."""
     buffers = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
     numbers, noise = itertools.count(1), memoryview(os.urandom(PART_BYTES))  # zeros might be stored for less
@@ -88,6 +97,7 @@ def _compare(place: str, store: Store, tensors: dict[str, Tensor], rounds: int, 
         sides: dict[str, Callable[[], Took]] = {
             "ours": lambda: _ours(ranks, store.sub("ours"), tensors, next(numbers)),
             "torch.save": lambda: _torch_save(store, tensors),
+            "Ray report()": lambda: Took(*report.save()),
             "bare copy": lambda: _bare_copy(tensors, buffers),
             "plain puts": lambda: _plain_puts(store, tensors, noise),
         }
