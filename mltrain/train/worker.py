@@ -60,6 +60,7 @@ class RemoteControl:
         self._generation = 0
         self._aborted_through = 0
         self._stop = self._checkpoint = False
+        self._asked = 0
         self._decided = 0
         self._listener = Listener()
         self._link = Link(
@@ -94,7 +95,6 @@ class RemoteControl:
                 raise CollectiveAborted(f"generation {generation} is over")
             self._generation = generation
             self._decided = max(self._decided, decided)
-            self._stop = self._checkpoint = False
 
     def metrics(self, row: Row) -> None:
         with self._rows_lock:
@@ -113,9 +113,12 @@ class RemoteControl:
         self._link.send({"type": "notice", "event": kind, "fields": fields})
 
     def wishes(self) -> Wishes:
-        wishes = Wishes(self._stop, self._checkpoint)
-        self._checkpoint = False
-        return wishes
+        with self._changed:
+            if self._asked != self._generation:
+                return Wishes(False, False)
+            wishes = Wishes(self._stop, self._checkpoint)
+            self._checkpoint = False
+            return wishes
 
     def check(self) -> None:
         if self._aborted_through >= self._generation:
@@ -151,9 +154,12 @@ class RemoteControl:
                 self._aborted_through = max(self._aborted_through, generation)
             if kind == "decided":
                 self._decided = max(self._decided, int(message["step"]))
-            if generation == self._generation:
+            if kind in ("checkpoint", "stop") and generation >= max(self._generation, self._asked):
+                if generation > self._asked:
+                    # Also of a generation that this rank has not begun: nobody asks twice.
+                    self._asked, self._stop, self._checkpoint = generation, False, False
                 self._stop |= kind == "stop"
-                self._checkpoint |= kind in ("checkpoint", "stop") and bool(message.get("checkpoint", True))
+                self._checkpoint |= bool(message.get("checkpoint", True))
             self._changed.notify_all()
         if kind == "abort" and self._collectives is not None:
             self._collectives.abort(generation)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from mltrain.train.control import Wishes
 from mltrain.train.link import Hub, Link, Received
+from mltrain.train.worker import Contact, RemoteControl
 from tests.support.processes import wait_until
 
 
@@ -87,3 +89,30 @@ def test_a_stranger_on_the_port_disturbs_nobody(hub: Hub, inbox: "queue.SimpleQu
     wait_until(lambda: hub.heard("a") != before, 10, "heartbeat")
     worker.link.send({"type": "row"})
     assert inbox.get(timeout=10).message == {"type": "row"}
+
+
+def test_a_stop_that_comes_before_its_generation_has_begun_is_kept_for_it(
+    hub: Hub, inbox: "queue.SimpleQueue[Any]"
+) -> None:
+    control = RemoteControl("a", Contact(hub.address, "secret", "run", 1, 0.02, 30.0))
+    assert inbox.get(timeout=10).message["type"] == "hello"
+
+    def command(kind: str, generation: int, **more: Any) -> None:
+        hub.send("a", {"type": kind, "driver_epoch": 1, "generation": generation, **more})
+
+    control.begin(1, 0)
+    command("checkpoint", 1)
+    command("stop", 2, checkpoint=False)
+    command("decided", 1, step=5)
+    control.wait_decided(5)
+    assert control.wishes() == Wishes()
+    control.begin(2, 5)
+    assert control.wishes() == Wishes(stop=True)
+    command("stop", 1, checkpoint=True)
+    command("checkpoint", 2)
+    command("decided", 2, step=6)
+    control.wait_decided(6)
+    assert control.wishes() == Wishes(stop=True, checkpoint=True)
+    assert control.wishes() == Wishes(stop=True)
+    control.begin(3, 6)
+    assert control.wishes() == Wishes()
