@@ -7,9 +7,12 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private import state
 
+from mltrain import tune
 from mltrain.errors import StoppedError
-from mltrain.results import read_metrics
+from mltrain.results import read_events, read_metrics
+from mltrain.results.spent import spent
 from mltrain.spot import LEAD_S
 from mltrain.storage import open_store
 from mltrain.train import pulses
@@ -18,7 +21,8 @@ from tests.support.drill import Drill, check_exact, drill, paced
 from tests.support.hosts import Host, Hosts, hosts, unavailable
 from tests.support.metadata import serving
 from tests.support.processes import wait_until
-from tests.support.training import ROWS
+from tests.support.sweeps import events, sweep
+from tests.support.training import ROWS, parse
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -28,7 +32,8 @@ DEADLINE_S, SLACK_S = 2.0, 6.0
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    with hosts(3, tmp_path_factory.mktemp("hosts"), cpus=1) as made:
+    markets = {"head": "spot", "h1": "spot", "h2": "spot", "h3": "on-demand"}
+    with hosts(3, tmp_path_factory.mktemp("hosts"), cpus=1, markets=markets) as made:
         yield made
 
 
@@ -172,6 +177,46 @@ def test_a_clouds_notice_drains_the_host_and_the_run_leaves_it_without_losing_a_
         # Every host has been asking, by itself.
         assert metadata.requests.count(("PUT", "/latest/api/token")) >= 3
     check_exact(root, "notice", mapping)
+
+
+def test_an_on_demand_host_stands_in_for_a_spot_host_until_that_is_back(
+    intact: Hosts, mapping: dict[str, Any], root: Path
+) -> None:
+    mapping["cluster"]["market"] = {"workers": "spot-then-on-demand", "wait_s": 1}
+    mapping["train"]["workers"]["max"] = 2
+    with drill(mapping, "market") as run:
+        run.until("training", generation=1)
+        run.until_step(0, 10)
+        assert [(event["market"], event["stand_in"]) for event in run.events("worker started")] == [("spot", False)] * 2
+        intact["h2"].power_off()
+        standing = run.until("worker started", market="on-demand")
+        assert standing["stand_in"] and standing["node"] == intact["h3"].node_id
+        run.until("worker ready", worker=standing["worker"])
+        both = run.until("generation formed")
+        assert standing["worker"] in both["members"] and len(both["members"]) == 2
+        run.until("training", generation=both["generation"])
+        intact["h2"].start()
+        run.until("worker released", worker=standing["worker"])
+        back = run.events("worker ready")[-1]
+        after = run.until("generation formed")
+        assert back["node"] == intact["h2"].node_id
+        assert back["worker"] in after["members"] and len(after["members"]) == 2
+        run.stop()
+    assert len(run.events("training again")) == 1
+    found = spent(read_events(open_store(root), "market"))
+    assert sorted(found) == ["on-demand", "spot"] and 0 < found["on-demand"].training < found["spot"].training
+    check_exact(root, "market", mapping)
+
+
+def test_what_drives_a_sweep_is_kept_off_spot_hosts(intact: Hosts, root: Path) -> None:
+    space = {"train.optimizer.lr": {"choice": [0.01]}}
+    mapping = sweep(root, intact.address, {"min": 1, "max": 1}, space)
+    mapping["cluster"]["market"] = "spot"
+    assert tune.run(parse(mapping), run_id="placed").status == "finished"
+    nodes = {host.node_id: host.name for host in intact}
+    where = {actor["ActorClassName"]: nodes.get(actor["Address"]["NodeID"]) for actor in state.actors().values()}
+    assert (where["Broker"], where["ImplicitFunc"]) == ("h3", "h3")
+    assert {event["market"] for event in events(root, "placed-000", "worker started")} == {"spot"}
 
 
 def test_a_host_cut_from_the_controller_alone_is_as_good_as_gone(

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ _INTERFACE = "e0"
 # Nobody has it: packets to it go out on the wire and reach no one.
 _NOWHERE = "02:00:00:00:00:01"
 _STORE_BYTES = 80 << 20
+_MARKET = "ray.io/market-type"
 _JOIN_S = 300.0
 # Attempts to start the head.
 _STARTS = 3
@@ -53,7 +54,9 @@ class Host:
         address: IPv4, Ray's name for the node.
     """
 
-    def __init__(self, bridge: "_Bridge", number: int, ray_address: str, logs: Path, cpus: int) -> None:
+    def __init__(
+        self, bridge: "_Bridge", number: int, ray_address: str, logs: Path, cpus: int, markets: Mapping[str, str]
+    ) -> None:
         self.name = f"h{number}"
         self.address = bridge.address(number)
         self._ray_address = ray_address
@@ -64,6 +67,7 @@ class Host:
         self._temporary = self._files / "tmp"
         self._logs = logs
         self._cpus = cpus
+        self._market = markets.get(self.name)
         self._ray: Process | None = None
         self._past: set[str] = set()
         self._starts = 0
@@ -86,6 +90,8 @@ class Host:
         node += [f"--node-ip-address={self.address}", f"--num-cpus={self._cpus}", "--disable-usage-stats"]
         # Nodes that start at the same time in one directory take each other's sockets.
         node += [f"--temp-dir={self._files}", f"--object-store-memory={_STORE_BYTES}", "--include-log-monitor=false"]
+        if self._market is not None:
+            node.append(f"--labels={_MARKET}={self._market}")
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
         # Where much else runs, processes as nice as Ray makes its workers hardly get on.
@@ -225,19 +231,30 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def hosts(count: int, logs: Path, *, cpus: int = 2) -> Iterator[Hosts]:
-    """Makes ``count`` hosts with a Ray node each, and a head here. All of it ends with the block."""
+def hosts(count: int, logs: Path, *, cpus: int = 2, markets: Mapping[str, str] | None = None) -> Iterator[Hosts]:
+    """Makes ``count`` hosts with a Ray node each, and a head here. All of it ends with the block.
+
+    Args:
+        count: how many.
+        logs: folder of their Ray's output.
+        cpus: of each.
+        markets: what hosts, and ``head``, say that they are: ``spot`` or ``on-demand``.
+    """
     import ray
+
+    markets = markets or {}
 
     with contextlib.ExitStack() as stack:
         bridge = stack.enter_context(_bridge())
         head: dict[str, object] = {"num_cpus": 0, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
         head |= {"node_ip_address": bridge.head, "dashboard_agent_listen_port": 0}
+        if "head" in markets:
+            head["labels"] = {_MARKET: markets["head"]}
         cluster = _head(head)
         stack.callback(cluster.shutdown)
         made = []
         for number in range(1, count + 1):
-            made.append(Host(bridge, number, str(cluster.address), logs, cpus))
+            made.append(Host(bridge, number, str(cluster.address), logs, cpus, markets))
             stack.callback(made[-1].close)
         for host in made:
             host.start()
