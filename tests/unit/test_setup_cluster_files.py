@@ -18,6 +18,11 @@ import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import GangResourceRequest  # type: ignore[attr-defined]
+from ray.core.generated.common_pb2 import LabelSelectorOperator  # type: ignore[attr-defined]
 
 import mltrain
 from mltrain.features import packages
@@ -160,9 +165,7 @@ class TestKubeRay:
         assert any("nodeSelectors" in problem for problem in _problems(cluster, "raycluster.json", "pod-template.json"))
 
     def test_rays_autoscaler_reads_markets_priorities_and_gpus_from_it(self) -> None:
-        cluster = _yaml("kuberay.yaml")
-        cluster["metadata"]["namespace"] = "default"  # which Kubernetes adds
-        types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+        types = _for_rays_autoscaler("kuberay.yaml")["available_node_types"]
         head, spot, others = types["headgroup"], types["spot"], types["on-demand"]
         assert [node["labels"][_MARKET] for node in (head, spot, others)] == ["on-demand", "spot", "on-demand"]
         assert spot["priority"] > others["priority"]
@@ -190,6 +193,50 @@ class TestKubeRay:
 
     def test_its_ray_is_the_one_in_the_image(self) -> None:
         assert _yaml("kuberay.yaml")["spec"]["rayVersion"] == _locked("ray")
+
+
+def _for_rays_autoscaler(name: str) -> Any:
+    content = _yaml(name)
+    if name != "kuberay.yaml":
+        return prepare_config(content)
+    content["metadata"]["namespace"] = "default"  # which Kubernetes adds
+    return _derive_autoscaling_config_from_ray_cr(content)
+
+
+def _started(name: str, market: str | None, *, dry: str | None = None) -> dict[str, int]:
+    """What Ray's autoscaler starts for two workers, each in a group of its own, while one type cannot be had."""
+    config = AutoscalingConfig(configs=_for_rays_autoscaler(name), skip_content_hash=True)
+    wanted = [[(_MARKET, LabelSelectorOperator.Value("LABEL_OPERATOR_IN"), [market])]] if market else None
+    worker = ResourceRequestUtil.make({"CPU": 6, "GPU": 1}, label_selectors=wanted)
+    request = SchedulingRequest(
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        gang_resource_requests=[GangResourceRequest(requests=[worker])] * 2,
+        recoverable_resource_availabilities={dry: 0.0} if dry else {},
+        disable_launch_config_check=True,
+    )
+    return {each.instance_type: each.count for each in ResourceDemandScheduler(None).schedule(request).to_launch}
+
+
+class TestRaysAutoscaler:
+    @pytest.mark.parametrize(
+        ("name", "spot", "on_demand"),
+        [
+            ("aws.yaml", "spot-l4", "on-demand-l4"),
+            ("gcp.yaml", "spot-l4", "on-demand-l4"),
+            ("kuberay.yaml", "spot", "on-demand"),
+        ],
+    )
+    def test_it_starts_nodes_of_the_market_that_a_worker_asks_for_and_rather_spot(
+        self, name: str, spot: str, on_demand: str
+    ) -> None:
+        assert _started(name, "spot") == {spot: 2}
+        assert _started(name, "on-demand") == {on_demand: 2}
+        assert _started(name, None) == {spot: 2}
+
+    @pytest.mark.parametrize(("name", "other"), [("aws.yaml", "spot-a10g"), ("gcp.yaml", "spot-a100")])
+    def test_it_goes_on_to_another_kind_of_spot_where_one_cannot_be_had(self, name: str, other: str) -> None:
+        assert _started(name, "spot", dry="spot-l4") == {other: 2}
 
 
 def _spark_conf() -> dict[str, str]:
