@@ -48,6 +48,31 @@ class Contact:
     silence_s: float
 
 
+class Asked:
+    """What a generation was asked for. A rank may not have begun it when that comes, and nobody asks twice."""
+
+    def __init__(self) -> None:
+        self._generation = 0
+        self._stop = self._checkpoint = False
+
+    def take(self, generation: int, *, stop: bool, checkpoint: bool) -> None:
+        """A generation is asked for this, besides what it was asked for before."""
+        if generation < self._generation:
+            return
+        if generation > self._generation:
+            self._generation, self._stop, self._checkpoint = generation, False, False
+        self._stop |= stop
+        self._checkpoint |= checkpoint
+
+    def wishes(self, generation: int) -> Wishes:
+        """What a generation was asked for; a checkpoint once."""
+        if generation != self._generation:
+            return Wishes()
+        wishes = Wishes(self._stop, self._checkpoint)
+        self._checkpoint = False
+        return wishes
+
+
 class RemoteControl:
     """A `Control` whose other side is a hub."""
 
@@ -59,8 +84,7 @@ class RemoteControl:
         self._changed = threading.Condition()
         self._generation = 0
         self._aborted_through = 0
-        self._stop = self._checkpoint = False
-        self._asked = 0
+        self._asked = Asked()
         self._decided = 0
         self._listener = Listener()
         self._link = Link(
@@ -114,11 +138,7 @@ class RemoteControl:
 
     def wishes(self) -> Wishes:
         with self._changed:
-            if self._asked != self._generation:
-                return Wishes(False, False)
-            wishes = Wishes(self._stop, self._checkpoint)
-            self._checkpoint = False
-            return wishes
+            return self._asked.wishes(self._generation)
 
     def check(self) -> None:
         if self._aborted_through >= self._generation:
@@ -154,12 +174,8 @@ class RemoteControl:
                 self._aborted_through = max(self._aborted_through, generation)
             if kind == "decided":
                 self._decided = max(self._decided, int(message["step"]))
-            if kind in ("checkpoint", "stop") and generation >= max(self._generation, self._asked):
-                if generation > self._asked:
-                    # Also of a generation that this rank has not begun: nobody asks twice.
-                    self._asked, self._stop, self._checkpoint = generation, False, False
-                self._stop |= kind == "stop"
-                self._checkpoint |= bool(message.get("checkpoint", True))
+            if kind in ("checkpoint", "stop"):
+                self._asked.take(generation, stop=kind == "stop", checkpoint=bool(message.get("checkpoint", True)))
             self._changed.notify_all()
         if kind == "abort" and self._collectives is not None:
             self._collectives.abort(generation)

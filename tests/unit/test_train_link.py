@@ -11,7 +11,7 @@ import pytest
 
 from mltrain.train.control import Wishes
 from mltrain.train.link import Hub, Link, Received
-from mltrain.train.worker import Contact, RemoteControl
+from mltrain.train.worker import Asked
 from tests.support.processes import wait_until
 
 
@@ -91,28 +91,14 @@ def test_a_stranger_on_the_port_disturbs_nobody(hub: Hub, inbox: "queue.SimpleQu
     assert inbox.get(timeout=10).message == {"type": "row"}
 
 
-def test_a_stop_that_comes_before_its_generation_has_begun_is_kept_for_it(
-    hub: Hub, inbox: "queue.SimpleQueue[Any]"
-) -> None:
-    control = RemoteControl("a", Contact(hub.address, "secret", "run", 1, 0.02, 30.0))
-    assert inbox.get(timeout=10).message["type"] == "hello"
-
-    def command(kind: str, generation: int, **more: Any) -> None:
-        hub.send("a", {"type": kind, "driver_epoch": 1, "generation": generation, **more})
-
-    control.begin(1, 0)
-    command("checkpoint", 1)
-    command("stop", 2, checkpoint=False)
-    command("decided", 1, step=5)
-    control.wait_decided(5)
-    assert control.wishes() == Wishes()
-    control.begin(2, 5)
-    assert control.wishes() == Wishes(stop=True)
-    command("stop", 1, checkpoint=True)
-    command("checkpoint", 2)
-    command("decided", 2, step=6)
-    control.wait_decided(6)
-    assert control.wishes() == Wishes(stop=True, checkpoint=True)
-    assert control.wishes() == Wishes(stop=True)
-    control.begin(3, 6)
-    assert control.wishes() == Wishes()
+def test_what_is_asked_of_a_generation_that_a_rank_has_not_begun_is_kept_for_it() -> None:
+    asked = Asked()
+    asked.take(1, stop=False, checkpoint=True)
+    asked.take(2, stop=True, checkpoint=False)
+    assert asked.wishes(1) == Wishes()
+    assert asked.wishes(2) == Wishes(stop=True)
+    asked.take(1, stop=True, checkpoint=True)
+    asked.take(2, stop=False, checkpoint=True)
+    assert asked.wishes(2) == Wishes(stop=True, checkpoint=True)
+    assert asked.wishes(2) == Wishes(stop=True), "a checkpoint is made once"
+    assert asked.wishes(3) == Wishes()
