@@ -76,7 +76,7 @@ class TorchftSide:
             process.end()
 
     def announce(self, host: Host) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("torchft cannot be told of a loss beforehand: ``announced`` says so")
 
     def returned(self, host: Host) -> None:
         """Its torchrun has started it again."""

@@ -202,6 +202,9 @@ class Controller:
             return None
         for worker in plan.release:
             self._release(self._fleet.members[worker])
+        if plan.action is not Action.REGROUP:
+            # Nobody wants to any more: whoever does next waits anew.
+            self._regroups_since = None
         if plan.action is Action.SHRINK:
             self._interrupt()
         elif plan.action is Action.REGROUP and not self._regroups_later():
@@ -321,7 +324,6 @@ class Controller:
 
     def _form(self, members: tuple[str, ...], reason: str, *, halt: bool = False) -> None:
         held, latest = self._holders(), self._generations
-        self._regroups_since = None
         holders = {member.id for member in held}
         self._generations += 1
         number = self._generations
