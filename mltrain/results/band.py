@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LOSS, DRAIN, SLOW, STALL, CHECKPOINT = "loss", "left as announced", "replaced, being slow", "stall", "checkpoint"
+LOSS, DRAIN, SLOW, STALL = "loss", "left as announced", "replaced, being slow", "stall"
+WAIT, CHECKPOINT = "wait for workers", "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def band(events: Iterable[Mapping[str, Any]], last_step: int) -> Band:
             slow.add(event["worker"])
         elif kind == "generation stalled":
             waiting.append(STALL)
+        elif kind == "too few workers":
+            waiting.append(WAIT)
         elif kind == "training":
             begun = [(step, workers) for step, workers in begun if step < event["step"]]
             begun.append((event["step"], len(members)))

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mltrain.errors import NotFoundError
 from mltrain.results import figures
-from mltrain.results.band import CHECKPOINT, DRAIN, LOSS, SLOW, STALL, Band, band
+from mltrain.results.band import CHECKPOINT, DRAIN, LOSS, SLOW, STALL, WAIT, Band, band
 from mltrain.results.log import read_events, read_metrics
 from mltrain.results.table import get, runs
 from mltrain.results.trials import objective_of, space_of, trials_of
@@ -29,6 +29,7 @@ _MARKS = {
     DRAIN: ("v", "C1"),
     SLOW: ("D", "C5"),
     STALL: ("s", "C4"),
+    WAIT: ("o", "C0"),
     CHECKPOINT: ("|", "0.35"),
 }
 
