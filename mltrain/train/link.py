@@ -204,7 +204,7 @@ class Link:
         self._heard = time.monotonic()
         self._closed = threading.Event()
         self.send({"type": "hello", **hello})
-        for target, name in ((self._read, "commands"), (self._beat, "heartbeat")):
+        for target, name in ((self._read, "commands"), (self._beat, "heartbeat"), (self._watch, "silence")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def send(self, message: Message) -> None:
@@ -231,6 +231,10 @@ class Link:
     def _beat(self) -> None:
         while not self._closed.wait(self._interval_s):
             self.send({"type": "heartbeat", **self._on_beat()})
+
+    def _watch(self) -> None:
+        """Apart from who sends: over a cut link that waits, once more is on its way than the kernel keeps."""
+        while not self._closed.wait(self._interval_s):
             silent_s = time.monotonic() - self._heard
             if silent_s > self._silence_s:
                 self._lost(f"nothing was heard of the controller for {silent_s:.1f} s")

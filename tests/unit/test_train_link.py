@@ -91,6 +91,23 @@ def test_a_stranger_on_the_port_disturbs_nobody(hub: Hub, inbox: "queue.SimpleQu
     assert inbox.get(timeout=10).message == {"type": "row"}
 
 
+def test_a_worker_whose_words_no_longer_get_through_still_notices_that_nobody_answers() -> None:
+    lost = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        link = Link(
+            ("127.0.0.1", silent.getsockname()[1]),
+            {"worker": "a", "secret": "secret"},
+            interval_s=0.02,
+            silence_s=0.5,
+            on_command=lambda message: None,
+            # More than the kernel keeps of what is on its way: whoever sends it waits.
+            on_beat=lambda: {"rows": "0" * (64 << 20)},
+            on_lost=lambda why: lost.set(),
+        )
+        assert lost.wait(20)
+        link._socket.shutdown(socket.SHUT_RDWR)
+
+
 def test_what_is_asked_of_a_generation_that_a_rank_has_not_begun_is_kept_for_it() -> None:
     asked = Asked()
     asked.take(1, stop=False, checkpoint=True)
