@@ -385,7 +385,7 @@ class Controller:
                 self._command(worker, "stop", checkpoint=checkpoint)
 
     def _ask_for_checkpoint(self, running: Running) -> None:
-        if not running.checkpoint_asked and self._record.checkpoint_due():
+        if self._record.checkpoint_due() and not running.checkpoint_asked:
             running.checkpoint_asked = True
             self._command(running.generation.members[0], "checkpoint")
 

@@ -168,22 +168,21 @@ class RunRecord:
             self._delay()
 
     def checkpoint_due(self) -> bool:
-        """Whether it is time for a checkpoint, by the clock."""
-        if not self._elapsed():
-            return False
-        if self._shelf.under_way() is not None:
+        """Whether it is time for a checkpoint, by the clock. One that is on its way for as long delays the next."""
+        under_way = self._shelf.under_way()
+        if under_way is None:
+            return self._last_checkpoint is not None and self._over(time.monotonic() - self._last_checkpoint)
+        if self._over(under_way[1]):
             self._delay()
-            return False
-        return True
+        return False
 
-    def _elapsed(self) -> bool:
-        """Whether the interval since the latest durable checkpoint is over."""
-        every, now = self._config.train.checkpoint.every, time.monotonic()
-        since = now - (now if self._last_checkpoint is None else self._last_checkpoint)
+    def _over(self, since_s: float) -> bool:
+        """Whether that is longer than the interval between two checkpoints."""
+        every = self._config.train.checkpoint.every
         if isinstance(every, str):
             cost_s = sum(self._costs_s) / max(1, len(self._costs_s))
-            return since > checkpoint_interval_s(cost_s, self.totals.rollbacks, self.totals.wall_s)
-        return every.seconds is not None and since > every.seconds
+            return since_s > checkpoint_interval_s(cost_s, self.totals.rollbacks, self.totals.wall_s)
+        return every.seconds is not None and since_s > every.seconds
 
     def _delay(self) -> None:
         """A checkpoint is due and the one before it is not durable yet: said once for each that is waited for."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mltrain.errors import NotFoundError, RequestError, StoppedError, StorageErr
 from mltrain.results import read_events, read_metrics
 from mltrain.storage import open_store
 from mltrain.storage.lease import fence
+from mltrain.storage.local import LocalStore
 from mltrain.train import Report, Verdict, checkpoints
 from tests.support.datasets import Features, make_dataset
 from tests.support.training import OWN_LOSS_MODEL, ROWS, equal, experiment, faulty, parse, start, weights
@@ -167,6 +169,32 @@ def test_the_best_and_the_last_checkpoints_stay(root: Path) -> None:
     kept = [c.step for c in checkpoints.stored(open_store(root).sub("runs/kept"))]
     assert kept == sorted({result.best_step or 0, *kept[-2:]})
     assert kept[-1] == result.step
+
+
+@pytest.mark.parametrize("every", [{"steps": 10}, {"seconds": 0.005}])
+def test_a_slow_store_puts_the_next_checkpoint_off_visibly_and_holds_up_no_step(
+    root: Path, monkeypatch: pytest.MonkeyPatch, every: dict[str, float]
+) -> None:
+    released, put, run_id = threading.Event(), LocalStore.put, f"slow-{next(iter(every))}"
+
+    def held(store: LocalStore, path: str, data: Any) -> Any:
+        if "part-" in path:
+            released.wait(30)
+        return put(store, path, data)
+
+    def progress(line: str) -> None:
+        if "which is due, waits for it" in line:
+            released.set()
+
+    monkeypatch.setattr(LocalStore, "put", held)
+    train.run(parse(experiment(root, checkpoint={"every": every, "keep": 100})), run_id=run_id, progress=progress)
+    events = [e for e in read_events(open_store(root), run_id) if e["event"].startswith("checkpoint")]
+    assert [event["event"] for event in events[:2]] == ["checkpoint delayed", "checkpoint"]
+    late, saved = events[0]["waiting_for"], [event["step"] for event in events if event["event"] == "checkpoint"]
+    # All steps were done all the same, and the one that was held back is there.
+    assert saved[0] == late and len(samples(root, run_id)) == saved[-1]
+    if "steps" in every:
+        assert late == 10 and saved[1] > 20
 
 
 def test_a_changed_config_is_refused_and_the_keys_are_named(root: Path, undisturbed: train.Result) -> None:

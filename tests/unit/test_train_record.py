@@ -1,8 +1,9 @@
 """A run as its controller keeps it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,23 @@ from mltrain.train.totals import Totals
 from tests.support.training import experiment, parse
 
 
+class Heard:
+    """What a run tells its hooks."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Mapping[str, Any]]] = []
+
+    def on_event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        self.events.append((kind, fields))
+
+
 @pytest.fixture
-def record(tmp_path: Path) -> Iterator[RunRecord]:
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def record(tmp_path: Path, heard: Heard) -> Iterator[RunRecord]:
     """Of a run that makes a checkpoint a minute."""
     root = open_store(tmp_path)
     run = root.sub("runs/r")
@@ -25,7 +41,7 @@ def record(tmp_path: Path) -> Iterator[RunRecord]:
     try:
         with RunLog(root, "r") as log, Loggers([], root, "r") as loggers:
             identity = Identity("r", "config", "dataset", None)
-            yield RunRecord(config, identity, run, log, loggers, lease, None, None, [], Totals())
+            yield RunRecord(config, identity, run, log, loggers, lease, None, None, [heard], Totals())
     finally:
         lease.release()
 
@@ -40,3 +56,24 @@ def test_a_checkpoint_is_due_however_often_nodes_come_and_go(
         due.append(record.checkpoint_due())
     monkeypatch.undo()
     assert due == [False, False, False, False, True]
+
+
+def test_a_checkpoint_that_takes_longer_than_the_interval_puts_the_next_one_off_and_that_is_said_once(
+    record: RunRecord, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+
+    def due(at_s: float) -> bool:
+        monkeypatch.setattr(time, "monotonic", lambda: began + at_s)
+        return record.checkpoint_due()
+
+    monkeypatch.setattr(time, "monotonic", lambda: began)
+    record.begin_generation(1, ["a"], "somebody came")
+    assert [due(at_s) for at_s in (59, 61)] == [False, True]
+    record.handle({"type": "saving", "step": 5})
+    # The one before is older than a minute, but this one is not.
+    assert not due(62) and not due(120)
+    assert [kind for kind, _ in heard.events] == ["generation formed"]
+    assert not due(122) and not due(123)
+    monkeypatch.undo()
+    assert heard.events[1:] == [("checkpoint delayed", {"waiting_for": 5, "since_s": pytest.approx(61)})]
