@@ -7,7 +7,10 @@ uploaded beside the steps). All take turns, in a directory and on a local S3 ser
 same tensors to memory that is used again (the least a consistent copy can cost), and plain puts of as many objects of
 the same size from four threads (what the store takes).
 
-    python -m benchmarks.checkpoint [--megabytes 96] [--rounds 5]
+With ``--ranks``, so many ranks write their shares of one checkpoint at the same time, beside plain puts from four
+threads for each; the sides that have no ranks here are left out.
+
+    python -m benchmarks.checkpoint [--megabytes 96] [--rounds 5] [--ranks 1]
 """
 
 import argparse
@@ -57,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=96, help="of weights and Adam's state together")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ranks", type=int, default=1, help="all in this process")
     given = parser.parse_args()
     # DCP warns of what does not matter in one process.
     warnings.filterwarnings("ignore")
@@ -64,7 +68,10 @@ def main() -> None:
     torch.set_num_threads(1)
     tensors = _replica(given.megabytes * 1_000_000)
     print(surroundings("torch", "obstore", "ray"))
-    print(f"{given.megabytes} MB in {len(tensors)} tensors, {given.rounds} rounds, medians")
+    print(f"{given.megabytes} MB in {len(tensors)} tensors, {given.ranks} ranks, {given.rounds} rounds, medians")
+    if given.ranks > 1:
+        _compare_ranks(tensors, given.rounds, given.ranks)
+        return
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
         with RayReport(f"{folder}/ray", None, tensors) as report:
@@ -77,6 +84,13 @@ def main() -> None:
         dist.destroy_process_group()
 
 
+def _compare_ranks(tensors: dict[str, Tensor], rounds: int, ranks: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _compare("directory", open_store(f"{folder}/root"), tensors, rounds, None, None, ranks)
+        with s3.serve(Path(folder, "s3")) as server, s3.environment(server):
+            _compare("S3", open_store(server.bucket()), tensors, rounds, None, None, ranks)
+
+
 def _replica(size_bytes: int) -> dict[str, Tensor]:
     """Weights of layers of 4 MB, and two moments of each."""
     made, layers = {}, max(1, size_bytes // 3 // (4 << 20))
@@ -87,20 +101,28 @@ def _replica(size_bytes: int) -> dict[str, Tensor]:
 
 
 def _compare(
-    place: str, store: Store, tensors: dict[str, Tensor], rounds: int, report: RayReport, directory: Path | None
+    place: str,
+    store: Store,
+    tensors: dict[str, Tensor],
+    rounds: int,
+    report: RayReport | None,
+    directory: Path | None,
+    size: int = 1,
 ) -> None:
     """All sides in turn, every round; prints medians, and medians of the rounds' ratios."""
     buffers = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
     numbers, noise = itertools.count(1), memoryview(os.urandom(PART_BYTES))  # zeros might be stored for less
     with Ranks(store.sub("ours"), keep=1, part_bytes=PART_BYTES) as ranks:
-        ranks.form(1)
+        ranks.form(size)
         sides: dict[str, Callable[[], Took]] = {
             "ours": lambda: _ours(ranks, store.sub("ours"), tensors, next(numbers)),
-            "torch.save": lambda: _torch_save(store, tensors),
-            "Ray report()": lambda: Took(*report.save()),
             "bare copy": lambda: _bare_copy(tensors, buffers),
-            "plain puts": lambda: _plain_puts(store, tensors, noise),
+            "plain puts": lambda: _plain_puts(store, tensors, noise, size),
         }
+        if size == 1:
+            sides["torch.save"] = lambda: _torch_save(store, tensors)
+        if report is not None:
+            sides["Ray report()"] = lambda: Took(*report.save())
         if directory is not None:
             sides["DCP async_save"] = lambda: _dcp(tensors, directory)
         for side in sides.values():
@@ -130,10 +152,11 @@ def _ours(ranks: Ranks, store: Store, tensors: dict[str, Tensor], step: int) -> 
     began = time.perf_counter()
     ranks.copy(step, tensors)
     stall_s = time.perf_counter() - began
-    ranks.writers[0].wait(lambda: None)
-    message = ranks.messages.get()
-    made = ranks.shelf.take(message, lambda: None)
-    assert made is not None
+    for writer in ranks.writers:
+        writer.wait(lambda: None)
+    made = None
+    while made is None:
+        made = ranks.shelf.take(ranks.messages.get(), lambda: None)
     durable_s = time.perf_counter() - began
     ranks.shelf.tidy()
     began = time.perf_counter()
@@ -176,14 +199,16 @@ def _bare_copy(tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> Took:
     return Took(time.perf_counter() - began, float("nan"), float("nan"), 0)
 
 
-def _plain_puts(store: Store, tensors: dict[str, Tensor], data: memoryview) -> Took:
-    """As many bytes in objects of the same size."""
-    left, sizes = sum(tensor.nbytes for tensor in tensors.values()), []
-    while left:
-        sizes.append(min(left, PART_BYTES))
-        left -= sizes[-1]
+def _plain_puts(store: Store, tensors: dict[str, Tensor], data: memoryview, ranks: int) -> Took:
+    """As many bytes in objects of the same size, from as many threads as the ranks have."""
+    share, sizes = sum(tensor.nbytes for tensor in tensors.values()) // ranks, []
+    for _ in range(ranks):
+        left = share
+        while left:
+            sizes.append(min(left, PART_BYTES))
+            left -= sizes[-1]
     began = time.perf_counter()
-    with ThreadPoolExecutor(_STREAMS) as pool:
+    with ThreadPoolExecutor(_STREAMS * ranks) as pool:
         list(pool.map(lambda number: store.put(f"plain/{number}", data[: sizes[number]]), range(len(sizes))))
     return Took(float("nan"), time.perf_counter() - began, float("nan"), sum(sizes))
 
